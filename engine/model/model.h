@@ -1,0 +1,100 @@
+// A loaded model and the one function that the runtime calls: Forward (SEAM). It knows tokens,
+// positions and KV blocks; it never sees requests, and the scheduler never sees tensors.
+//
+// Threads: load from any thread; Forward from one thread at a time (the engine thread), which owns
+// the compute pool. Nothing large is allocated in Forward: every buffer is sized at load from
+// ModelOptions.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/arch/model_config.h"
+#include "engine/base/result.h"
+#include "kernels/common/dtype.h"
+#include "kernels/cpu/ops.h"
+
+namespace sluice {
+
+// Tokens per KV block, everywhere.
+inline constexpr int kKvBlockTokens = cpu::kKvBlockTokens;
+
+struct ModelOptions {
+  cpu::Isa isa = cpu::Isa::kAuto;
+  int threads = 0;  // 0: the cores that the process may use
+  bool pin_threads = false;
+  int max_batch_tokens = 512;  // tokens in one Forward, over all chunks
+  int max_sequences = 64;      // chunks in one Forward
+  int max_context = 0;         // tokens per sequence; 0: the model's max_positions
+  int kv_blocks = 0;  // KV blocks of 16 tokens; REQUIRED > 0 (the caller turns memory into blocks
+                      // with KvBytesPerBlock)
+  std::optional<DType> kv_dtype;  // default: F32 for F32 weights, otherwise F16
+  // Called with fractions in [0, 1] while weights load; may be empty.
+  std::function<void(double)> progress;
+};
+
+enum class LogitRows {
+  kNone,  // a prefill chunk that does not end the prompt
+  kLast,  // one row: the last token's
+  kAll,   // one row per token: prompt log-probabilities
+};
+
+// A contiguous run of one sequence's tokens within a step.
+struct SequenceChunk {
+  std::span<const int32_t> tokens;     // at least one; ids in [0, vocab)
+  int position = 0;                    // of tokens[0]; earlier positions are already in the cache
+  std::span<const int32_t> kv_blocks;  // physical blocks, covering position + tokens.size() tokens
+  LogitRows logits = LogitRows::kLast;
+};
+
+// What Forward measured about its last step; read by statistics.
+struct ForwardStats {
+  int tokens = 0;
+  int64_t expert_assignments = 0;  // (token, expert) pairs over all layers
+  int64_t unique_experts = 0;      // distinct (layer, expert) pairs touched
+};
+
+struct ModelFootprint {
+  size_t weight_bytes = 0;        // resident, packed
+  size_t kv_bytes_per_block = 0;  // all layers
+  size_t arena_bytes = 0;         // activations
+  size_t dense_bytes_per_token =
+      0;                    // weight bytes that any decode step reads once (embedding row aside)
+  size_t expert_bytes = 0;  // one expert's bytes (0 without sparse layers)
+  int64_t dense_macs_per_token =
+      0;  // multiply-accumulates per token outside routed experts, output head included
+  int64_t expert_macs_per_token =
+      0;  // in the routed experts, experts_per_token of every sparse layer
+};
+
+class Model {
+ public:
+  // Loads a Hugging Face directory. Errors name the file, tensor, shape or field that is wrong.
+  static Result<std::unique_ptr<Model>> Load(const std::filesystem::path& directory,
+                                             const ModelOptions& options);
+  virtual ~Model() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const ModelOptions& options() const = 0;  // with defaults resolved
+  virtual DType weight_dtype() const = 0;
+  virtual const char* isa() const = 0;
+  virtual ModelFootprint footprint() const = 0;
+
+  // Runs one step. Returns logits rows, [sum of rows asked for, vocab] F32, in chunk order; valid
+  // until the next call. A token's row is bit-identical whatever else is in the batch and however
+  // its prompt was chunked. REQUIRES: within max_batch_tokens and max_sequences; kAll rows within
+  // max_batch_tokens; block ids < kv_blocks.
+  virtual std::span<const float> Forward(std::span<const SequenceChunk> chunks) = 0;
+
+  virtual const ForwardStats& last_stats() const = 0;
+};
+
+// KV bytes of one block over all layers: turns a memory size into kv_blocks before loading.
+size_t KvBytesPerBlock(const ModelConfig& config, DType kv_dtype);
+
+}  // namespace sluice

@@ -1,0 +1,139 @@
+// The engine as the server sees it (SEAM): submit, cancel, watch. One engine thread owns the
+// scheduler, the model and all KV metadata; everything here is safe from any thread.
+//
+// A request's life: Submit validates and queues it (bounded) -> the engine thread admits it ->
+// OutputSink receives tokens -> OnFinish exactly once. Cancel at any time also ends in
+// OnFinish(kCancelled).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/model/model.h"
+#include "engine/sampling/params.h"
+
+namespace sluice {
+
+using RequestId = uint64_t;
+
+struct GenerationRequest {
+  std::string name;             // for logs: the HTTP request id
+  std::vector<int32_t> prompt;  // at least one token, ids in [0, vocab)
+  int max_tokens = 16;          // 0 is allowed with prompt_logprobs: score only
+  int min_tokens = 0;           // end-of-sequence and stop tokens are masked before this many
+  SamplingParams sampling;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  int logprobs = -1;         // -1: none; n >= 0: the chosen token's and the top n
+  int prompt_logprobs = -1;  // the same for prompt tokens
+  int priority = 0;          // higher runs first; equal: first come
+};
+
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0;
+};
+
+// One generated (or prompt) token. Log-probabilities are the model's own: log-softmax of the raw
+// logits, before penalties, bias, temperature and truncation.
+struct TokenOutput {
+  int32_t token = 0;
+  float logprob = 0;              // 0 when not asked for
+  std::vector<TokenLogprob> top;  // descending; empty when not asked for
+};
+
+enum class FinishReason { kStop, kLength, kCancelled, kError };
+
+struct Usage {
+  int prompt_tokens = 0;
+  int completion_tokens = 0;   // generated, the stop token included
+  int cached_tokens = 0;       // prompt tokens served from the prefix cache (0 until there is one)
+  double queue_seconds = 0;    // submission to first scheduling
+  double prefill_seconds = 0;  // first scheduling to first token
+  double decode_seconds = 0;   // first token to last
+  int preemptions = 0;
+};
+
+struct Finish {
+  FinishReason reason = FinishReason::kStop;
+  int32_t stop_token =
+      -1;  // the eos or stop token that ended it (also delivered through OnToken), or -1
+  Usage usage;
+  Error error;  // meaningful with kError
+};
+
+// Called on the engine thread, in order, never under a lock. Must not block and must not call the
+// Engine except Cancel. The engine drops its reference after OnFinish.
+class OutputSink {
+ public:
+  virtual ~OutputSink() = default;
+  // Once, before the first OnToken, when prompt_logprobs was asked for: one entry per prompt token;
+  // the first has no log-probability (logprob 0, top empty).
+  virtual void OnPrompt(std::vector<TokenOutput> /*prompt*/) {}
+  virtual void OnToken(TokenOutput token) = 0;
+  virtual void OnFinish(Finish finish) = 0;
+};
+
+struct EngineOptions {
+  int max_queue = 256;         // requests waiting to be admitted
+  int max_running = 64;        // sequences in the running set
+  int max_batch_tokens = 512;  // token budget of one step
+  int prefill_chunk = 256;     // most prefill tokens of one sequence in one step
+};
+
+// A consistent snapshot for /metrics, /props and tests. Counters only grow.
+struct EngineStats {
+  int running = 0;
+  int waiting = 0;
+  int kv_blocks_total = 0;
+  int kv_blocks_used = 0;
+  uint64_t steps = 0;
+  uint64_t prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t preemptions = 0;
+  uint64_t finished_stop = 0, finished_length = 0, finished_cancelled = 0, finished_error = 0;
+  uint64_t expert_assignments = 0;
+  uint64_t unique_experts = 0;  // summed over steps
+  double step_seconds = 0;      // summed
+  double prefill_seconds = 0;   // summed over requests
+  double decode_seconds = 0;
+};
+
+// Called once per step on the engine thread with that step's token count, for histograms. May be
+// empty.
+using StepObserver = std::function<void(int batch_tokens, int sequences, double seconds)>;
+
+class Engine {
+ public:
+  // Takes the model and starts the engine thread.
+  static std::unique_ptr<Engine> Start(std::unique_ptr<Model> model, const EngineOptions& options,
+                                       StepObserver observer = {});
+  // Stops at once: everything unfinished ends in OnFinish(kCancelled).
+  virtual ~Engine() = default;
+
+  // kResourceExhausted when the queue is full, kUnavailable when draining, kInvalidArgument when
+  // the request can never run (context too long, bad ids: the message gives the counts).
+  virtual Result<RequestId> Submit(GenerationRequest request, std::shared_ptr<OutputSink> sink) = 0;
+  // No effect on a finished or unknown id.
+  virtual void Cancel(RequestId id) = 0;
+
+  // Refuses new work from now on. Idle() turns true when the last sequence has finished.
+  virtual void BeginDrain() = 0;
+  virtual bool Idle() const = 0;
+
+  virtual EngineStats Stats() const = 0;
+  // Monotonic time of the engine thread's last completed loop turn: the watchdog's pulse. Idle
+  // waits count as turns (the thread wakes at least once a second).
+  virtual std::chrono::steady_clock::time_point LastPulse() const = 0;
+
+  virtual const Model& model() const = 0;
+  // Most tokens (prompt + generated) that one request may use.
+  virtual int max_context() const = 0;
+};
+
+}  // namespace sluice
