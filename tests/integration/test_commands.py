@@ -1,0 +1,69 @@
+"""The subcommands that scripts rely on."""
+import json
+import pathlib
+import subprocess
+
+import pytest
+
+from conftest import BINARY, DEMO_MODEL, ROOT
+
+
+def sluice(*arguments, check=True):
+    done = subprocess.run([str(BINARY), *arguments], capture_output=True, text=True, timeout=600)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["bench"], ["eval"]])
+def test_help_is_printed_for_every_command(command):
+    assert "--help" in sluice(*command, "--help").stdout
+
+
+def test_bench_prints_the_rows_that_scripts_read():
+    rows = json.loads(sluice("bench", "--model", str(DEMO_MODEL), "--prompt", "32", "--generate", "8", "--streams",
+                             "2", "--threads", "2", "--repeats", "2", "--json").stdout)
+    assert {row["test"] for row in rows} == {"prefill", "decode"}
+    for row in rows:
+        assert 0 < row["min"] <= row["tokens_per_second"] <= row["max"]
+        assert row["bound"] > 0 and abs(row["bound_fraction"] - row["tokens_per_second"] / row["bound"]) < 1e-6
+
+
+def test_eval_prints_perplexity_of_a_text():
+    text = sorted((ROOT / "tests" / "data" / "heldout").glob("*.txt"))[0]
+    report = json.loads(sluice("eval", "--model", str(DEMO_MODEL), "--text", str(text), "--json").stdout)
+    assert report["tokens"] > 1000 and 1 < report["perplexity"] < 100
+
+
+def test_the_demo_model_still_solves_its_tasks(tmp_path):
+    """The first 25 items of every family; the full sets' figures are in the demo model's README."""
+    subset = tmp_path / "subset.jsonl"
+    lines = []
+    for path in sorted((ROOT / "tests" / "data" / "tasks").glob("*.jsonl")):
+        lines += path.read_text().splitlines()[:25]
+    subset.write_text("\n".join(lines) + "\n")
+    report = json.loads(sluice("eval", "--model", str(DEMO_MODEL), "--tasks", str(subset), "--json").stdout)
+    accuracy = report["accuracy"]
+    assert len(accuracy) >= 6
+    assert sum(value >= 0.8 for value in accuracy.values()) > len(accuracy) / 2, accuracy
+
+
+@pytest.mark.parametrize("arguments,words", [
+    (["serve", "--model", "/nowhere"], ["/nowhere"]),
+    (["serve", "--model", str(DEMO_MODEL), "--port", "99999"], ["port"]),
+    (["bench", "--model", str(DEMO_MODEL), "--prompt", "0"], ["prompt"]),
+    (["eval", "--model", str(DEMO_MODEL), "--text", "/nowhere.txt"], ["/nowhere.txt"]),
+])
+def test_a_wrong_argument_is_refused_with_its_name(arguments, words):
+    done = sluice(*arguments, check=False)
+    assert done.returncode != 0
+    for word in words:
+        assert word in done.stderr
+
+
+def test_a_truncated_model_is_refused_by_name(tmp_path):
+    for path in pathlib.Path(DEMO_MODEL).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    done = sluice("serve", "--model", str(tmp_path), "--port", "0", check=False)
+    assert done.returncode != 0 and "model.safetensors" in done.stderr
