@@ -15,6 +15,7 @@
 
 #include "engine/base/result.h"
 #include "engine/model/model.h"
+#include "engine/sampling/logprobs.h"  // TokenLogprob
 #include "engine/sampling/params.h"
 
 namespace sluice {
@@ -24,7 +25,7 @@ using RequestId = uint64_t;
 struct GenerationRequest {
   std::string name;             // for logs: the HTTP request id
   std::vector<int32_t> prompt;  // at least one token, ids in [0, vocab)
-  int max_tokens = 16;          // 0 is allowed with prompt_logprobs: score only
+  int max_tokens = 16;          // 0: compute (and with prompt_logprobs score) the prompt only
   int min_tokens = 0;           // end-of-sequence and stop tokens are masked before this many
   SamplingParams sampling;
   std::vector<int32_t> stop_token_ids;
@@ -32,11 +33,6 @@ struct GenerationRequest {
   int logprobs = -1;         // -1: none; n >= 0: the chosen token's and the top n
   int prompt_logprobs = -1;  // the same for prompt tokens
   int priority = 0;          // higher runs first; equal: first come
-};
-
-struct TokenLogprob {
-  int32_t token = 0;
-  float logprob = 0;
 };
 
 // One generated (or prompt) token. Log-probabilities are the model's own: log-softmax of the raw
@@ -67,8 +63,11 @@ struct Finish {
   Error error;  // meaningful with kError
 };
 
-// Called on the engine thread, in order, never under a lock. Must not block and must not call the
-// Engine except Cancel. The engine drops its reference after OnFinish.
+// Called on the engine thread, in order, never under a lock. Must not block, must not throw (the
+// calls are noexcept: an exception ends the process) and must not call the Engine except Cancel.
+// All engine state is settled before a step's sinks are called. After Cancel, tokens of a step that
+// had already begun may still arrive before OnFinish. The engine drops its reference after
+// OnFinish.
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
@@ -84,6 +83,7 @@ struct EngineOptions {
   int max_running = 64;        // sequences in the running set
   int max_batch_tokens = 512;  // token budget of one step
   int prefill_chunk = 256;     // most prefill tokens of one sequence in one step
+  double ageing_seconds = 10;  // waiting this long is worth one level of priority
 };
 
 // A consistent snapshot for /metrics, /props and tests. Counters only grow.
@@ -110,7 +110,8 @@ using StepObserver = std::function<void(int batch_tokens, int sequences, double 
 
 class Engine {
  public:
-  // Takes the model and starts the engine thread.
+  // Takes the model and starts the engine thread. max_running and max_batch_tokens are lowered to
+  // what the model was loaded for (and max_running to max_batch_tokens). REQUIRES: options > 0.
   static std::unique_ptr<Engine> Start(std::unique_ptr<Model> model, const EngineOptions& options,
                                        StepObserver observer = {});
   // Stops at once: everything unfinished ends in OnFinish(kCancelled).

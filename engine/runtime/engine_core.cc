@@ -1,0 +1,388 @@
+#include "engine/runtime/engine_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/check.h"
+
+namespace sluice {
+namespace {
+
+double Seconds(TimePoint from, TimePoint to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+EngineOptions Lower(EngineOptions options, const ModelOptions& model) {
+  SLUICE_CHECK(options.max_queue > 0 && options.max_running > 0 && options.max_batch_tokens > 0 &&
+               options.prefill_chunk > 0);
+  options.max_batch_tokens = std::min(options.max_batch_tokens, model.max_batch_tokens);
+  options.max_running =
+      std::min({options.max_running, model.max_sequences, options.max_batch_tokens});
+  return options;
+}
+
+SchedulerOptions ForScheduler(const EngineOptions& options, const ModelOptions& model) {
+  SchedulerOptions s;
+  s.kv_blocks = model.kv_blocks;
+  s.block_tokens = kKvBlockTokens;
+  s.max_running = options.max_running;
+  s.max_batch_tokens = options.max_batch_tokens;
+  s.prefill_chunk = options.prefill_chunk;
+  s.ageing_seconds = options.ageing_seconds;
+  return s;
+}
+
+int ContextLimit(const Model& model) {
+  int limit = model.options().max_context;
+  if (limit <= 0) limit = model.config().max_positions;
+  return static_cast<int>(
+      std::min<int64_t>(limit, static_cast<int64_t>(model.options().kv_blocks) * kKvBlockTokens));
+}
+
+LogitRows ForModel(RowsWanted rows) {
+  switch (rows) {
+    case RowsWanted::kNone:
+      return LogitRows::kNone;
+    case RowsWanted::kLast:
+      return LogitRows::kLast;
+    case RowsWanted::kAll:
+      return LogitRows::kAll;
+  }
+  return LogitRows::kAll;
+}
+
+size_t RowCount(const ScheduledChunk& chunk) {
+  return chunk.rows == RowsWanted::kAll ? chunk.tokens.size()
+                                        : (chunk.rows == RowsWanted::kLast ? 1 : 0);
+}
+
+// The boundary to code of others: past it an exception is a bug that ends the process, so no step
+// is ever left half delivered.
+void CallOnPrompt(OutputSink* sink, std::vector<TokenOutput> prompt) noexcept {
+  sink->OnPrompt(std::move(prompt));
+}
+void CallOnToken(OutputSink* sink, TokenOutput token) noexcept { sink->OnToken(std::move(token)); }
+void CallOnFinish(OutputSink* sink, Finish finish) noexcept { sink->OnFinish(std::move(finish)); }
+
+}  // namespace
+
+EngineCore::Active::Active(GenerationRequest* request, std::vector<int32_t> ending_ids,
+                           std::shared_ptr<OutputSink> output, TimePoint submission)
+    : sink(std::move(output)),
+      sampler(std::move(request->sampling), request->prompt, request->min_tokens,
+              std::move(ending_ids)),
+      logprobs(request->logprobs),
+      prompt_logprobs(request->prompt_logprobs),
+      prompt_tokens(static_cast<int>(request->prompt.size())),
+      submitted_at(submission) {
+  if (prompt_logprobs >= 0) {
+    prompt.resize(request->prompt.size());
+    for (size_t i = 0; i < prompt.size(); ++i) prompt[i].token = request->prompt[i];
+  }
+}
+
+EngineCore::EngineCore(Model* model, const EngineOptions& options, const Clock* clock,
+                       StepObserver observer)
+    : model_(model),
+      clock_(clock),
+      observer_(std::move(observer)),
+      options_(Lower(options, model->options())),
+      vocab_(model->config().vocab),
+      max_context_(ContextLimit(*model)),
+      scheduler_(ForScheduler(options_, model->options())) {
+  for (int32_t id : model->config().eos_ids) {
+    if (id >= 0 && id < vocab_) eos_ids_.push_back(id);
+  }
+  Publish();
+}
+
+Result<> EngineCore::Validate(const GenerationRequest& request) const {
+  if (request.prompt.empty()) return InvalidArgument("the prompt must have at least one token");
+  if (request.max_tokens < 0) return InvalidArgument("max_tokens must be at least 0");
+  if (request.min_tokens < 0) return InvalidArgument("min_tokens must be at least 0");
+  if (request.min_tokens > request.max_tokens) {
+    return InvalidArgument("min_tokens is " + std::to_string(request.min_tokens) +
+                           ", more than max_tokens " + std::to_string(request.max_tokens));
+  }
+  const int64_t total = static_cast<int64_t>(request.prompt.size()) + request.max_tokens;
+  if (total > max_context_) {
+    return InvalidArgument("the prompt has " + std::to_string(request.prompt.size()) +
+                           " tokens and max_tokens is " + std::to_string(request.max_tokens) +
+                           ": together " + std::to_string(total) +
+                           ", but the context holds at most " + std::to_string(max_context_));
+  }
+  const auto out_of_vocab = [this](int32_t id) { return id < 0 || id >= vocab_; };
+  const auto bad = std::find_if(request.prompt.begin(), request.prompt.end(), out_of_vocab);
+  if (bad != request.prompt.end()) {
+    return InvalidArgument("the prompt's token " + std::to_string(bad - request.prompt.begin()) +
+                           " is " + std::to_string(*bad) + ", but ids run from 0 to " +
+                           std::to_string(vocab_ - 1));
+  }
+  for (int32_t id : request.stop_token_ids) {
+    if (out_of_vocab(id)) {
+      return InvalidArgument("stop_token_ids holds " + std::to_string(id) +
+                             ", but ids run from 0 to " + std::to_string(vocab_ - 1));
+    }
+  }
+  return ValidateSampling(request.sampling, vocab_);
+}
+
+bool EngineCore::Reserve() {
+  int taken = queued_.load(std::memory_order_relaxed);
+  do {
+    if (taken >= options_.max_queue) return false;
+  } while (!queued_.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed));
+  unfinished_.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+EngineCore::Active& EngineCore::Find(RequestId id) {
+  const auto it = active_.find(id);
+  SLUICE_CHECK(it != active_.end());
+  return it->second;
+}
+
+void EngineCore::Add(RequestId id, GenerationRequest request, std::shared_ptr<OutputSink> sink,
+                     TimePoint submitted) {
+  SequenceSpec spec;
+  spec.id = id;
+  spec.max_tokens = request.max_tokens;
+  spec.ending_ids = request.stop_token_ids;
+  if (!request.ignore_eos) {
+    spec.ending_ids.insert(spec.ending_ids.end(), eos_ids_.begin(), eos_ids_.end());
+  }
+  spec.priority = request.priority;
+  spec.prompt_rows = request.prompt_logprobs >= 0;
+  spec.arrival = submitted;
+  const auto [it, added] =
+      active_.try_emplace(id, &request, spec.ending_ids, std::move(sink), submitted);
+  SLUICE_CHECK(added, "request ids are unique");
+  spec.prompt = std::move(request.prompt);
+  scheduler_.Add(std::move(spec));
+  Publish();
+}
+
+void EngineCore::Cancel(RequestId id) {
+  if (!scheduler_.Cancel(id)) return;
+  Finish(id, FinishReason::kCancelled, -1, clock_->Now());
+  Publish();
+}
+
+void EngineCore::CancelAll() {
+  std::vector<RequestId> ids;
+  for (const auto& entry : active_) ids.push_back(entry.first);
+  std::sort(ids.begin(), ids.end());
+  for (RequestId id : ids) Cancel(id);
+}
+
+bool EngineCore::Step() {
+  if (scheduler_.empty()) return false;
+  const TimePoint begin = clock_->Now();
+  const Batch& batch = scheduler_.Schedule();
+  NoteSchedule(batch, begin);
+
+  std::span<const float> rows = RunModel(batch);
+  results_.assign(batch.chunks.size(), ChunkResult{});
+  outputs_.resize(batch.chunks.size());
+  for (size_t i = 0; i < batch.chunks.size(); ++i) {
+    const size_t count = RowCount(batch.chunks[i]) * static_cast<size_t>(vocab_);
+    SLUICE_CHECK(count <= rows.size(), "the model returned fewer rows than asked for");
+    ReadRows(i, batch.chunks[i], rows.first(count));
+    rows = rows.subspan(count);
+  }
+  scheduler_.Commit(results_, &ends_);
+
+  const TimePoint end = clock_->Now();
+  const double seconds = Seconds(begin, end);
+  const ForwardStats& forward = model_->last_stats();
+  ++stats_.steps;
+  stats_.step_seconds += seconds;
+  stats_.expert_assignments += static_cast<uint64_t>(forward.expert_assignments);
+  stats_.unique_experts += static_cast<uint64_t>(forward.unique_experts);
+  const int sequences = static_cast<int>(batch.chunks.size());
+  Deliver(batch, end);
+  Publish();
+  if (observer_) observer_(batch.tokens, sequences, seconds);
+  return true;
+}
+
+void EngineCore::NoteSchedule(const Batch& batch, TimePoint now) {
+  for (SequenceId id : batch.first_scheduled) {
+    Active& active = Find(id);
+    active.scheduled = true;
+    active.scheduled_at = now;
+    queued_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  for (SequenceId id : batch.preempted) {
+    ++Find(id).preemptions;
+    ++stats_.preemptions;
+  }
+  if (!batch.first_scheduled.empty() || !batch.preempted.empty()) Publish();
+}
+
+std::span<const float> EngineCore::RunModel(const Batch& batch) {
+  chunks_.clear();
+  for (const ScheduledChunk& chunk : batch.chunks) {
+    chunks_.push_back({chunk.tokens, chunk.position, chunk.kv_blocks, ForModel(chunk.rows)});
+  }
+  return model_->Forward(chunks_);
+}
+
+void EngineCore::ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const float> rows) {
+  if (chunk.rows == RowsWanted::kNone) return;
+  Active& active = Find(chunk.id);
+  if (!ReadPromptRows(chunk, rows, &active)) {
+    results_[i].failed = true;
+    return;
+  }
+  if (!chunk.samples) return;
+  const auto last = rows.last(static_cast<size_t>(vocab_));
+  results_[i].failed = !ReadSample(chunk, last, &active, &results_[i], &outputs_[i]);
+}
+
+bool EngineCore::ReadPromptRows(const ScheduledChunk& chunk, std::span<const float> rows,
+                                Active* active) {
+  for (int r = chunk.prompt_rows_begin; r < chunk.prompt_rows_end; ++r) {
+    TokenOutput& output = active->prompt[static_cast<size_t>(chunk.position + r + 1)];
+    const auto row = rows.subspan(static_cast<size_t>(r) * static_cast<size_t>(vocab_),
+                                  static_cast<size_t>(vocab_));
+    if (!ComputeLogprobs(row, output.token, active->prompt_logprobs, &logprob_scratch_,
+                         &output.logprob, &output.top)) {
+      active->error = Internal(
+          "the model produced logits that are not finite numbers at prompt "
+          "token " +
+          std::to_string(chunk.position + r));
+      return false;
+    }
+  }
+  return true;
+}
+
+bool EngineCore::ReadSample(const ScheduledChunk& chunk, std::span<const float> row, Active* active,
+                            ChunkResult* result, TokenOutput* output) {
+  const Result<int32_t> token = active->sampler.Sample(row, chunk.sample_index, &sampler_scratch_);
+  if (!token) {
+    active->error = token.error();
+    return false;
+  }
+  result->token = *token;
+  *output = TokenOutput{*token, 0, {}};
+  if (active->logprobs >= 0) {
+    const bool finite = ComputeLogprobs(row, *token, active->logprobs, &logprob_scratch_,
+                                        &output->logprob, &output->top);
+    SLUICE_CHECK(finite, "the sampler refuses such rows");
+  }
+  active->sampler.Accept(*token);
+  return true;
+}
+
+void EngineCore::Deliver(const Batch& batch, TimePoint now) {
+  size_t next_end = 0;
+  for (size_t i = 0; i < batch.chunks.size(); ++i) {
+    const ScheduledChunk& chunk = batch.chunks[i];
+    Active& active = Find(chunk.id);
+    const bool failed = results_[i].failed;
+    const int computed = chunk.position + static_cast<int>(chunk.tokens.size());
+    if (!failed && !active.prompt_done && computed >= active.prompt_tokens) {
+      active.prompt_done = true;
+      stats_.prompt_tokens += static_cast<uint64_t>(active.prompt_tokens);
+      if (active.prompt_logprobs >= 0) {
+        CallOnPrompt(active.sink.get(), std::exchange(active.prompt, {}));
+      }
+    }
+    if (!failed && chunk.samples) {
+      ++stats_.generated_tokens;
+      if (active.completion_tokens++ == 0) {
+        active.first_token_at = now;
+        stats_.prefill_seconds += Seconds(active.scheduled_at, now);
+      } else {
+        stats_.decode_seconds += Seconds(active.last_token_at, now);
+      }
+      active.last_token_at = now;
+      CallOnToken(active.sink.get(), std::move(outputs_[i]));
+    }
+    if (next_end < ends_.size() && ends_[next_end].id == chunk.id) {
+      const EndReason reason = ends_[next_end++].reason;
+      const int32_t stop_token = reason == EndReason::kStop ? results_[i].token : -1;
+      Finish(chunk.id,
+             reason == EndReason::kStop     ? FinishReason::kStop
+             : reason == EndReason::kLength ? FinishReason::kLength
+                                            : FinishReason::kError,
+             stop_token, now);
+    }
+  }
+  SLUICE_CHECK(next_end == ends_.size());
+}
+
+void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, TimePoint now) {
+  auto node = active_.extract(id);
+  SLUICE_CHECK(!node.empty());
+  Active& active = node.mapped();
+  sluice::Finish finish;
+  finish.reason = reason;
+  finish.stop_token = stop_token;
+  finish.error = std::move(active.error);
+  Usage& usage = finish.usage;
+  usage.prompt_tokens = active.prompt_tokens;
+  usage.completion_tokens = active.completion_tokens;
+  usage.preemptions = active.preemptions;
+  usage.queue_seconds = Seconds(active.submitted_at, active.scheduled ? active.scheduled_at : now);
+  if (active.completion_tokens > 0) {
+    usage.prefill_seconds = Seconds(active.scheduled_at, active.first_token_at);
+    usage.decode_seconds = Seconds(active.first_token_at, active.last_token_at);
+  } else if (active.scheduled) {
+    usage.prefill_seconds = Seconds(active.scheduled_at, now);
+    stats_.prefill_seconds += usage.prefill_seconds;
+  }
+  switch (reason) {
+    case FinishReason::kStop:
+      ++stats_.finished_stop;
+      break;
+    case FinishReason::kLength:
+      ++stats_.finished_length;
+      break;
+    case FinishReason::kCancelled:
+      ++stats_.finished_cancelled;
+      break;
+    case FinishReason::kError:
+      ++stats_.finished_error;
+      break;
+  }
+  if (!active.scheduled) queued_.fetch_sub(1, std::memory_order_relaxed);
+  Publish();
+  CallOnFinish(active.sink.get(), std::move(finish));
+  active.sink.reset();
+  unfinished_.fetch_sub(1, std::memory_order_release);
+}
+
+void EngineCore::Publish() {
+  stats_.running = scheduler_.running();
+  stats_.waiting = scheduler_.waiting();
+  stats_.kv_blocks_total = scheduler_.pool().total();
+  stats_.kv_blocks_used = scheduler_.pool().used();
+  std::lock_guard<std::mutex> lock(published_mutex_);
+  published_ = stats_;
+}
+
+EngineStats EngineCore::Stats() const {
+  std::lock_guard<std::mutex> lock(published_mutex_);
+  return published_;
+}
+
+std::string EngineCore::CheckInvariants() const {
+  if (std::string wrong = scheduler_.CheckInvariants(); !wrong.empty()) return wrong;
+  const auto sequences = static_cast<size_t>(scheduler_.running() + scheduler_.waiting());
+  if (active_.size() != sequences) return "requests and sequences differ in number";
+  for (const auto& [id, active] : active_) {
+    const Sequence* sequence = scheduler_.Find(id);
+    if (sequence == nullptr) return "request " + std::to_string(id) + " has no sequence";
+    if (sequence->generated() != active.completion_tokens) return "a token was lost on its way";
+    if (sequence->preemptions != active.preemptions) return "a preemption was not counted";
+    if ((sequence->state == SequenceState::kWaiting) == active.scheduled) {
+      return "request " + std::to_string(id) + " disagrees about having been scheduled";
+    }
+  }
+  return {};
+}
+
+}  // namespace sluice

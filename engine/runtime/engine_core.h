@@ -1,0 +1,114 @@
+// The engine without its thread: one Step() schedules a batch, runs the model, samples, commits and
+// calls the sinks. Tests drive it by hand with a fake model and a manual clock; Engine drives it
+// from the engine thread.
+//
+// Threads: one owner thread, except for the functions marked "any thread".
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/base/clock.h"
+#include "engine/runtime/engine.h"
+#include "engine/sampling/logprobs.h"
+#include "engine/sampling/sampler.h"
+#include "engine/scheduler/scheduler.h"
+
+namespace sluice {
+
+class EngineCore {
+ public:
+  // `model` and `clock` outlive this. Options are lowered as Engine::Start says.
+  EngineCore(Model* model, const EngineOptions& options, const Clock* clock,
+             StepObserver observer = {});
+  EngineCore(const EngineCore&) = delete;
+  EngineCore& operator=(const EngineCore&) = delete;
+
+  // Any thread. kInvalidArgument, with the counts or the field, when the request can never run.
+  Result<> Validate(const GenerationRequest& request) const;
+  // Any thread. Takes a place among those that wait to be scheduled for the first time; false when
+  // max_queue places are taken. The place is given back by the first scheduling or the end.
+  [[nodiscard]] bool Reserve();
+  // Any thread. No place is reserved and no request unfinished.
+  bool Idle() const { return unfinished_.load(std::memory_order_acquire) == 0; }
+  // Any thread.
+  int max_context() const { return max_context_; }
+  EngineStats Stats() const;
+
+  // REQUIRES: Validate passed, Reserve gave a place, the id is new.
+  void Add(RequestId id, GenerationRequest request, std::shared_ptr<OutputSink> sink,
+           TimePoint submitted);
+  // Frees the request's KvBlocks and ends it in OnFinish(kCancelled); nothing for an unknown id.
+  void Cancel(RequestId id);
+  void CancelAll();
+  // Runs one step; false when there was nothing to run.
+  bool Step();
+
+  // For tests: see Scheduler::CheckInvariants.
+  std::string CheckInvariants() const;
+  const Scheduler& scheduler() const { return scheduler_; }
+
+ private:
+  // What the runtime knows of a request beside its Sequence.
+  struct Active {
+    Active(GenerationRequest* request, std::vector<int32_t> ending_ids,
+           std::shared_ptr<OutputSink> output, TimePoint submission);
+
+    std::shared_ptr<OutputSink> sink;
+    Sampler sampler;
+    int logprobs;
+    int prompt_logprobs;
+    std::vector<TokenOutput> prompt;  // by position; filled chunk by chunk, then handed to the sink
+    bool prompt_done = false;         // the prompt's last token was computed once
+    bool scheduled = false;
+    int prompt_tokens;
+    int completion_tokens = 0;
+    int preemptions = 0;
+    TimePoint submitted_at, scheduled_at, first_token_at, last_token_at;
+    Error error;
+  };
+
+  Active& Find(RequestId id);
+  void NoteSchedule(const Batch& batch, TimePoint now);
+  std::span<const float> RunModel(const Batch& batch);
+  // Fills results_[i] and outputs_[i] from the chunk's rows.
+  void ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const float> rows);
+  bool ReadPromptRows(const ScheduledChunk& chunk, std::span<const float> rows, Active* active);
+  bool ReadSample(const ScheduledChunk& chunk, std::span<const float> row, Active* active,
+                  ChunkResult* result, TokenOutput* output);
+  void Deliver(const Batch& batch, TimePoint now);
+  void Finish(RequestId id, FinishReason reason, int32_t stop_token, TimePoint now);
+  void Publish();
+
+  Model* const model_;
+  const Clock* const clock_;
+  const StepObserver observer_;
+  const EngineOptions options_;
+  const int vocab_;
+  const int max_context_;
+  std::vector<int32_t> eos_ids_;
+
+  Scheduler scheduler_;
+  std::unordered_map<RequestId, Active> active_;
+  EngineStats stats_;
+
+  // Reused by every step.
+  std::vector<SequenceChunk> chunks_;
+  std::vector<ChunkResult> results_;
+  std::vector<TokenOutput> outputs_;
+  std::vector<SequenceEnd> ends_;
+  SamplerScratch sampler_scratch_;
+  LogprobScratch logprob_scratch_;
+
+  std::atomic<int> queued_{0};      // places of Reserve
+  std::atomic<int> unfinished_{0};  // reserved and OnFinish not yet returned
+
+  mutable std::mutex published_mutex_;
+  EngineStats published_;  // GUARDED_BY(published_mutex_)
+};
+
+}  // namespace sluice

@@ -1,0 +1,149 @@
+// Decides what runs in the next step. It deals in ids, token counts and KvBlock numbers; tensors,
+// sampling and sinks are elsewhere.
+//
+// Contract: Add and Cancel at any time outside a step; Schedule opens a step, Commit closes it.
+//
+//   const Batch& batch = scheduler.Schedule();
+//   ... Forward and sample, one ChunkResult per chunk ...
+//   scheduler.Commit(results, &ends);
+//
+// Policy
+//   Order. A sequence's rank is arrival - priority * ageing, in seconds; the smaller rank is
+//   served first, equal ranks in order of arrival. All who wait age alike, so the order of two
+//   sequences never changes, and one with a priority lower by p is overtaken only by those that
+//   arrive within p * ageing after it: nobody starves.
+//   A step. First one token for every running sequence that decodes; then chunks of at most
+//   prefill_chunk tokens for running sequences whose prompt is not computed, in order; then
+//   waiting sequences are admitted in order, while the budget of max_batch_tokens, max_running and
+//   the KvBlocks last. The head of the line is never overtaken for want of blocks.
+//   Blocks. Admission takes blocks for all current tokens, and needs room for one more token and
+//   one spare block per sequence that runs already (so that newcomers are not preempted at once).
+//   Decoding takes a block when a token needs it.
+//   Preemption. When no block is free, the running sequence with the largest rank loses its blocks
+//   and goes back to the line with its tokens; nobody is admitted in that step. The sequence with
+//   the smallest rank is therefore never preempted in favour of another, it fits the pool alone
+//   (CanEverRun), and so it finishes: by induction everyone does.
+//
+// Invariants (between calls; CheckInvariants verifies them)
+//   1. Every block is free or held by exactly as many sequences as its count says.
+//   2. waiting, preempted: no blocks, computed == 0. running: blocks cover all tokens but perhaps
+//      the newest one, computed < size.
+//   3. Each sequence is in exactly one of the two lines; both lines are in order.
+//   4. running sequences <= max_running; generated <= max_tokens.
+//   5. Someone waits or runs <=> Schedule gives a batch that is not empty.
+//
+// One owner thread. Schedule and Commit allocate nothing once their buffers have grown.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/scheduler/kv_block_pool.h"
+#include "engine/scheduler/sequence.h"
+
+namespace sluice {
+
+struct SchedulerOptions {
+  int kv_blocks = 0;  // REQUIRED > 0
+  int block_tokens = 16;
+  int max_running = 64;  // REQUIRED <= max_batch_tokens
+  int max_batch_tokens = 512;
+  int prefill_chunk = 256;
+  double ageing_seconds = 10;  // waiting this long is worth one level of priority; REQUIRED > 0
+};
+
+enum class RowsWanted {
+  kNone,
+  kLast,  // the row of the chunk's last token
+  kAll,   // a row per token
+};
+
+// A run of one sequence's tokens. The spans are valid until Commit.
+struct ScheduledChunk {
+  SequenceId id = 0;
+  std::span<const int32_t> tokens;
+  int position = 0;                    // of tokens[0]
+  std::span<const int32_t> kv_blocks;  // exactly those that cover position + tokens.size()
+  RowsWanted rows = RowsWanted::kNone;
+  bool samples = false;  // the last row chooses a token ...
+  int sample_index = 0;  // ... which is generated token number sample_index
+  // With kAll: chunk rows [prompt_rows_begin, prompt_rows_end) belong to prompt tokens that were
+  // not delivered before; row r predicts the prompt token at position + r + 1.
+  int prompt_rows_begin = 0;
+  int prompt_rows_end = 0;
+};
+
+struct Batch {
+  std::vector<ScheduledChunk> chunks;
+  int tokens = 0;
+  std::vector<SequenceId> first_scheduled;  // admitted for the first time
+  std::vector<SequenceId> preempted;        // during this Schedule
+};
+
+// What became of a chunk.
+struct ChunkResult {
+  int32_t token = -1;   // the sampled token, when the chunk samples
+  bool failed = false;  // the sequence cannot go on; it is finished and freed
+};
+
+enum class EndReason { kStop, kLength, kFailed };
+
+struct SequenceEnd {
+  SequenceId id = 0;
+  EndReason reason = EndReason::kStop;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions& options);
+
+  // Whether a request of this size fits the pool when it has it to itself.
+  bool CanEverRun(int64_t prompt_tokens, int64_t max_tokens) const;
+
+  // REQUIRES: a new id, a prompt, CanEverRun, outside a step.
+  void Add(SequenceSpec spec);
+  // Forgets the sequence and frees its blocks; false when there is none. REQUIRES: outside a step.
+  bool Cancel(SequenceId id);
+
+  // REQUIRES: the step before was committed. Valid until the next Schedule, its spans until Commit.
+  // An empty batch needs no Commit.
+  const Batch& Schedule();
+  // Applies the step: results in the order of the batch's chunks. `ends` receives those that
+  // finished; they are forgotten and their blocks are free.
+  void Commit(std::span<const ChunkResult> results, std::vector<SequenceEnd>* ends);
+
+  bool empty() const { return sequences_.empty(); }
+  int running() const { return static_cast<int>(running_.size()); }
+  int waiting() const { return static_cast<int>(waiting_.size()); }  // the preempted included
+  const KvBlockPool& pool() const { return pool_; }
+  const Sequence* Find(SequenceId id) const;
+
+  // Empty when every invariant above holds, else a sentence about the first that does not.
+  // Takes time in proportion to all tokens and blocks: for tests.
+  std::string CheckInvariants() const;
+
+ private:
+  int BlocksFor(int64_t tokens) const;
+  bool Grow(Sequence* sequence);
+  void Preempt(Sequence* sequence);
+  void AdmitWaiting(int* budget);
+  void AddChunk(const Sequence& sequence, int count);
+  void ReleaseBlocks(Sequence* sequence);
+  void Remove(Sequence* sequence);
+  std::string CheckSequence(const Sequence& sequence) const;
+
+  const SchedulerOptions options_;
+  KvBlockPool pool_;
+  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
+  std::vector<Sequence*> running_;  // best rank first
+  std::vector<Sequence*> waiting_;  // best rank last
+  Batch batch_;
+  bool in_step_ = false;
+  uint64_t arrivals_ = 0;
+};
+
+}  // namespace sluice

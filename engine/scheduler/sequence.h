@@ -1,0 +1,48 @@
+// What the scheduler knows of a request: tokens, how many of them the KV cache holds, and where.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+namespace sluice {
+
+using SequenceId = uint64_t;
+using TimePoint = std::chrono::steady_clock::time_point;
+
+// waiting -> running -> finished, with running -> preempted -> running any number of times.
+// A finished sequence is forgotten at once, so the state is never seen from outside.
+enum class SequenceState {
+  kWaiting,    // never scheduled; holds no KvBlock
+  kRunning,    // holds blocks for at least all of its tokens but the newest
+  kPreempted,  // lost its blocks; keeps its tokens and will compute them again
+};
+
+struct SequenceSpec {
+  SequenceId id = 0;
+  std::vector<int32_t> prompt;      // at least one token
+  int max_tokens = 0;               // 0: compute the prompt and finish
+  std::vector<int32_t> ending_ids;  // a generated token among these ends the sequence
+  int priority = 0;                 // higher is served first
+  bool prompt_rows = false;         // logits rows of prompt tokens are wanted, each once
+  TimePoint arrival;
+};
+
+// Owned by the Scheduler; read-only to everyone else.
+struct Sequence {
+  SequenceSpec spec;            // its prompt is moved into `tokens`
+  std::vector<int32_t> tokens;  // prompt, then generated
+  std::vector<int32_t> blocks;  // blocks[i] holds tokens [16 i, 16 i + 16)
+  int prompt_size = 0;
+  int computed = 0;          // tokens whose keys and values are in `blocks`
+  int prompt_rows_done = 0;  // rows [0, prompt_rows_done) were delivered, before any preemption too
+  SequenceState state = SequenceState::kWaiting;
+  int preemptions = 0;
+  double rank = 0;              // smaller is served first: see Scheduler
+  uint64_t arrival_number = 0;  // breaks ties of rank
+
+  int size() const { return static_cast<int>(tokens.size()); }
+  int generated() const { return size() - prompt_size; }
+};
+
+}  // namespace sluice
