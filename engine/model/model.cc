@@ -1,0 +1,79 @@
+#include "engine/model/model.h"
+
+#include <string>
+#include <utility>
+
+#include "engine/arch/hf_config.h"
+#include "engine/formats/safetensors.h"
+#include "engine/model/transformer.h"
+#include "engine/model/weights.h"
+#include "engine/tensor/cpu_backend.h"
+
+namespace sluice {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+// What the kernels ask of a model's shapes (AttentionArgs in kernels/cpu/ops.h).
+Result<> CheckShapes(const ModelConfig& config) {
+  if (config.head_dim > 256) {
+    return Unsupported("head_dim is " + std::to_string(config.head_dim) +
+                       "; it must be at most 256");
+  }
+  return {};
+}
+
+Result<> CheckOptions(const ModelOptions& options) {
+  const auto positive = [](int value, const char* name) -> Result<> {
+    if (value > 0) return {};
+    return InvalidArgument(std::string(name) + " must be positive, not " + std::to_string(value));
+  };
+  if (auto ok = positive(options.max_batch_tokens, "max_batch_tokens"); !ok) return ok;
+  if (auto ok = positive(options.max_sequences, "max_sequences"); !ok) return ok;
+  if (auto ok = positive(options.kv_blocks, "kv_blocks"); !ok) return ok;
+  if (options.max_context < 0) return InvalidArgument("max_context must not be negative");
+  if (options.threads < 0 || options.threads > kMaxThreads) {
+    return InvalidArgument("threads must be between 0 and " + std::to_string(kMaxThreads));
+  }
+  if (options.kv_blocks > INT32_MAX / kKvBlockTokens) {
+    return InvalidArgument("kv_blocks must be at most " +
+                           std::to_string(INT32_MAX / kKvBlockTokens));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& directory,
+                                               ModelOptions options,
+                                               std::unique_ptr<Backend> backend) {
+  if (auto ok = CheckOptions(options); !ok) return ok.error();
+  Result<ModelConfig> config = LoadHfConfig(directory);
+  if (!config) return config.error();
+  if (auto ok = CheckShapes(*config); !ok) return WithContext(directory.string(), ok.error());
+  Result<SafetensorsReader> reader = SafetensorsReader::Open(directory);
+  if (!reader) return reader.error();
+  if (options.max_context == 0) options.max_context = config->max_positions;
+
+  Result<ModelWeights> weights = LoadWeights(*reader, *config, backend.get(), options.progress);
+  if (!weights) return WithContext(directory.string(), weights.error());
+  if (!options.kv_dtype) {
+    options.kv_dtype = weights->dtype == DType::kF32 ? DType::kF32 : DType::kF16;
+  }
+  return Transformer::Create(*config, options, std::move(backend), std::move(*weights));
+}
+
+Result<std::unique_ptr<Model>> Model::Load(const std::filesystem::path& directory,
+                                           const ModelOptions& options) {
+  if (auto ok = CheckOptions(options); !ok) return ok.error();
+  const cpu::Ops* ops = cpu::SelectOps(options.isa);
+  if (ops == nullptr) {
+    return Unsupported("this CPU (or this build) lacks the instruction set asked for with cpu_isa");
+  }
+  ModelOptions resolved = options;
+  if (resolved.threads == 0) resolved.threads = cpu::UsableCores();
+  auto backend = std::make_unique<CpuBackend>(ops, resolved.threads, resolved.pin_threads);
+  return LoadTransformer(directory, std::move(resolved), std::move(backend));
+}
+
+}  // namespace sluice

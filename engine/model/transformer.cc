@@ -1,0 +1,203 @@
+#include "engine/model/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "engine/base/check.h"
+#include "engine/tensor/arena.h"
+
+namespace sluice {
+
+Transformer::Transformer(const ModelConfig& config, const ModelOptions& options,
+                         std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
+                         MoeRunner moe)
+    : config_(config),
+      options_(options),
+      backend_(std::move(backend)),
+      weights_(std::move(weights)),
+      cache_(std::move(cache)),
+      moe_(std::move(moe)),
+      rope_(RopeTable(config), options.max_context),
+      batch_(config, options.max_batch_tokens, options.max_sequences) {}
+
+Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
+                                                   const ModelOptions& options,
+                                                   std::unique_ptr<Backend> backend,
+                                                   ModelWeights weights) {
+  WorkspaceLimits limits;
+  limits.max_tokens = options.max_batch_tokens;
+  limits.max_cols = std::max(config.hidden, config.heads * config.head_dim);
+  MoeRunner::AddLimits(config, options.max_batch_tokens, &limits);
+  if (auto ok = backend->Prepare(limits); !ok) return ok.error();
+  auto cache = PagedKvCache::Create(backend.get(), config, *options.kv_dtype, options.kv_blocks);
+  if (!cache) return cache.error();
+  auto moe = MoeRunner::Create(backend.get(), config, options.max_batch_tokens);
+  if (!moe) return moe.error();
+  std::unique_ptr<Transformer> model(new Transformer(
+      config, options, std::move(backend), std::move(weights), std::move(*cache), std::move(*moe)));
+  if (auto ok = model->AllocateArena(); !ok) return ok.error();
+  return std::unique_ptr<Model>(std::move(model));
+}
+
+Result<> Transformer::AllocateArena() {
+  const auto tokens = static_cast<size_t>(options_.max_batch_tokens);
+  const auto hidden = static_cast<size_t>(config_.hidden);
+  const auto q_width = static_cast<size_t>(config_.heads) * config_.head_dim;
+  const auto kv_width = static_cast<size_t>(config_.kv_heads) * config_.head_dim;
+  ArenaLayout layout;
+  layout.Add(&ids_, tokens);
+  layout.Add(&hidden_, tokens * hidden);
+  layout.Add(&q_, tokens * q_width);
+  layout.Add(&k_, tokens * kv_width);
+  layout.Add(&v_, tokens * kv_width);
+  layout.Add(&attention_, tokens * q_width);
+  layout.Add(&last_, tokens * hidden);
+  layout.Add(&logits_, tokens * static_cast<size_t>(config_.vocab));
+  auto memory = layout.Allocate(backend_.get(), "activations");
+  if (!memory) return memory.error();
+  arena_ = std::move(*memory);
+  return {};
+}
+
+ModelFootprint Transformer::footprint() const {
+  ModelFootprint footprint;
+  footprint.weight_bytes = weights_.dense_bytes + weights_.expert_bytes;
+  footprint.kv_bytes_per_block = KvBytesPerBlock(config_, cache_.dtype());
+  footprint.arena_bytes = arena_.bytes() + moe_.arena_bytes() + backend_->workspace_bytes() +
+                          size_t{4} * static_cast<size_t>(config_.rotary_dim) *
+                              static_cast<size_t>(options_.max_context);
+  footprint.dense_bytes_per_token = weights_.dense_bytes - weights_.embedding.rows.bytes();
+
+  const auto macs = [](const PackedMatrix& m) { return int64_t{m.rows} * m.cols; };
+  const auto mlp = [&](const ExpertWeights& w) { return macs(w.gate) + macs(w.up) + macs(w.down); };
+  footprint.dense_macs_per_token = macs(weights_.head);
+  for (int i = 0; i < config_.num_layers(); ++i) {
+    const LayerWeights& layer = weights_.layers[i];
+    footprint.dense_macs_per_token +=
+        macs(layer.q) + macs(layer.k) + macs(layer.v) + macs(layer.o) + macs(layer.moe.router) +
+        mlp(layer.moe.dense) + mlp(layer.moe.shared) + macs(layer.moe.shared_gate);
+    if (!config_.layers[i].sparse) continue;
+    const ExpertWeights& expert = weights_.experts.Lookup({i, 0});
+    footprint.expert_bytes = expert.bytes();
+    footprint.expert_macs_per_token += config_.router.experts_per_token * mlp(expert);
+  }
+  return footprint;
+}
+
+void Transformer::AttentionLayer(int index) {
+  const LayerWeights& layer = weights_.layers[index];
+  const KvLayer kv = cache_.layer(index);
+  const int tokens = batch_.tokens();
+  const ptrdiff_t q_width = static_cast<ptrdiff_t>(config_.heads) * config_.head_dim;
+  const ptrdiff_t kv_width = static_cast<ptrdiff_t>(config_.kv_heads) * config_.head_dim;
+  const auto eps = static_cast<float>(config_.norm_eps);
+
+  const LinearOutput projections[] = {
+      {.weight = layer.q, .bias = layer.q_bias, .y = q_, .y_stride = q_width},
+      {.weight = layer.k, .bias = layer.k_bias, .y = k_, .y_stride = kv_width},
+      {.weight = layer.v, .bias = layer.v_bias, .y = v_, .y_stride = kv_width}};
+  backend_->Linear({.x = hidden_,
+                    .x_stride = config_.hidden,
+                    .tokens = tokens,
+                    .cols = config_.hidden,
+                    .norm_weight = layer.attention_norm,
+                    .norm_eps = eps,
+                    .normed = nullptr,
+                    .outputs = projections});
+  backend_->RopeCache({.q = q_,
+                       .k = k_,
+                       .v = v_,
+                       .tokens = tokens,
+                       .heads = config_.heads,
+                       .kv = kv,
+                       .q_norm = layer.q_norm,
+                       .k_norm = layer.k_norm,
+                       .norm_full_width = config_.qk_norm == QkNorm::kFullWidth,
+                       .norm_eps = eps,
+                       .clip = static_cast<float>(config_.clip_qkv),
+                       .rotary_dim = config_.rotary_dim,
+                       .cos = rope_.cos(0),
+                       .sin = rope_.sin(0),
+                       .rope_stride = config_.rotary_dim,
+                       .positions = batch_.positions(),
+                       .slots = batch_.slots()});
+  backend_->Attention({.kv = kv,
+                       .heads = config_.heads,
+                       .q = q_,
+                       .out = attention_,
+                       .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                       .groups = batch_.groups(index)});
+  const LinearOutput residual = {.weight = layer.o,
+                                 .bias = layer.o_bias,
+                                 .y = hidden_,
+                                 .y_stride = config_.hidden,
+                                 .add = true};
+  backend_->Linear({.x = attention_,
+                    .x_stride = q_width,
+                    .tokens = tokens,
+                    .cols = static_cast<int>(q_width),
+                    .norm_weight = nullptr,
+                    .norm_eps = 0,
+                    .normed = nullptr,
+                    .outputs = {&residual, 1}});
+}
+
+std::span<const float> Transformer::Logits(std::span<const SequenceChunk> chunks) {
+  const auto hidden = static_cast<size_t>(config_.hidden);
+  int rows = 0;
+  size_t token = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    const size_t count = chunk.tokens.size();
+    size_t wanted = 0;
+    if (chunk.logits == LogitRows::kLast) wanted = 1;
+    if (chunk.logits == LogitRows::kAll) wanted = count;
+    std::memcpy(last_ + static_cast<size_t>(rows) * hidden,
+                hidden_ + (token + count - wanted) * hidden, wanted * hidden * sizeof(float));
+    rows += static_cast<int>(wanted);
+    token += count;
+  }
+  if (rows == 0) return {};
+  const LinearOutput head = {.weight = weights_.head, .y = logits_, .y_stride = config_.vocab};
+  backend_->Linear({.x = last_,
+                    .x_stride = config_.hidden,
+                    .tokens = rows,
+                    .cols = config_.hidden,
+                    .norm_weight = weights_.final_norm,
+                    .norm_eps = static_cast<float>(config_.norm_eps),
+                    .normed = nullptr,
+                    .outputs = {&head, 1}});
+  return {logits_, static_cast<size_t>(rows) * static_cast<size_t>(config_.vocab)};
+}
+
+std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunks) {
+  SLUICE_CHECK(!chunks.empty() && static_cast<int>(chunks.size()) <= options_.max_sequences);
+  size_t tokens = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    SLUICE_CHECK(
+        chunk.position >= 0 &&
+            chunk.position + static_cast<int64_t>(chunk.tokens.size()) <= options_.max_context,
+        "a chunk past max_context");
+    SLUICE_CHECK(tokens + chunk.tokens.size() <= static_cast<size_t>(options_.max_batch_tokens));
+    for (const int32_t id : chunk.tokens) {
+      SLUICE_CHECK(id >= 0 && id < config_.vocab, "a token id outside the vocabulary");
+      ids_[tokens++] = id;
+    }
+    for (const int32_t block : chunk.kv_blocks) {
+      SLUICE_CHECK(block >= 0 && block < cache_.blocks(), "a KV block that does not exist");
+    }
+  }
+  batch_.Build(chunks);
+  backend_->Embed(weights_.embedding, {ids_, tokens}, hidden_);
+  MoeStats moe_stats;
+  for (int layer = 0; layer < config_.num_layers(); ++layer) {
+    AttentionLayer(layer);
+    moe_.Run(layer, weights_.layers[layer].moe, weights_.experts, static_cast<int>(tokens), hidden_,
+             &moe_stats);
+  }
+  stats_ = {static_cast<int>(tokens), moe_stats.assignments, moe_stats.unique_experts};
+  return Logits(chunks);
+}
+
+}  // namespace sluice

@@ -1,0 +1,69 @@
+// The Model of all families: a stack of (attention, experts or dense SwiGLU) layers over a residual
+// stream, driven by ModelConfig alone.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/arch/rope.h"
+#include "engine/experts/moe_layer.h"
+#include "engine/model/attention.h"
+#include "engine/model/kv_cache.h"
+#include "engine/model/model.h"
+#include "engine/model/weights.h"
+#include "engine/tensor/backend.h"
+
+namespace sluice {
+
+class Transformer final : public Model {
+ public:
+  // `options` with defaults resolved (LoadTransformer does).
+  static Result<std::unique_ptr<Model>> Create(const ModelConfig& config,
+                                               const ModelOptions& options,
+                                               std::unique_ptr<Backend> backend,
+                                               ModelWeights weights);
+
+  const ModelConfig& config() const override { return config_; }
+  const ModelOptions& options() const override { return options_; }
+  DType weight_dtype() const override { return weights_.dtype; }
+  const char* isa() const override { return backend_->name(); }
+  ModelFootprint footprint() const override;
+  std::span<const float> Forward(std::span<const SequenceChunk> chunks) override;
+  const ForwardStats& last_stats() const override { return stats_; }
+
+ private:
+  Transformer(const ModelConfig& config, const ModelOptions& options,
+              std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
+              MoeRunner moe);
+  Result<> AllocateArena();
+  void AttentionLayer(int layer);
+  std::span<const float> Logits(std::span<const SequenceChunk> chunks);
+
+  ModelConfig config_;
+  ModelOptions options_;
+  std::unique_ptr<Backend> backend_;
+  ModelWeights weights_;
+  PagedKvCache cache_;
+  MoeRunner moe_;
+  RopeCache rope_;
+  AttentionBatch batch_;
+  ForwardStats stats_;
+
+  DeviceBuffer arena_;
+  int32_t* ids_ = nullptr;      // [max_batch_tokens]
+  float* hidden_ = nullptr;     // [max_batch_tokens, hidden], the residual stream
+  float* q_ = nullptr;          // [max_batch_tokens, heads * head_dim]
+  float* k_ = nullptr;          // [max_batch_tokens, kv_heads * head_dim]
+  float* v_ = nullptr;          // same
+  float* attention_ = nullptr;  // [max_batch_tokens, heads * head_dim]
+  float* last_ = nullptr;       // [max_batch_tokens, hidden], rows that want logits
+  float* logits_ = nullptr;     // [max_batch_tokens, vocab]
+};
+
+// Model::Load on a given backend: for tests and profiles that watch the calls. `options.isa` and
+// `options.threads` are not used.
+Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& directory,
+                                               ModelOptions options,
+                                               std::unique_ptr<Backend> backend);
+
+}  // namespace sluice

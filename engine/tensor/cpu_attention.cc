@@ -1,0 +1,115 @@
+// CpuBackend: rotation, cache writes and paged attention.
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/tensor/cpu_backend.h"
+#include "engine/tensor/cpu_backend_inl.h"
+
+namespace sluice {
+namespace {
+
+constexpr int64_t kSmallFloats = 8 << 10;
+constexpr int64_t kSmallScores = 64 << 10;  // multiply-adds of attention that one thread just does
+
+void* Offset(void* base, size_t elements, DType dtype) {
+  return static_cast<std::byte*>(base) + elements * DTypeBytes(dtype);
+}
+
+}  // namespace
+
+void CpuBackend::RopeCacheToken(const RopeCacheArgs& args, int token) {
+  const KvLayer& kv = args.kv;
+  const int dim = kv.head_dim;
+  const int q_width = args.heads * dim;
+  const int kv_width = kv.kv_heads * dim;
+  float* q = args.q + static_cast<ptrdiff_t>(token) * q_width;
+  float* k = args.k + static_cast<ptrdiff_t>(token) * kv_width;
+  float* v = args.v + static_cast<ptrdiff_t>(token) * kv_width;
+
+  const auto norm = [&](float* x, const float* weight, int heads) {
+    if (weight == nullptr) return;
+    if (args.norm_full_width) {
+      ops_->rms_norm(x, weight, heads * dim, args.norm_eps, x);
+      return;
+    }
+    for (int h = 0; h < heads; ++h) {
+      ops_->rms_norm(x + h * dim, weight, dim, args.norm_eps, x + h * dim);
+    }
+  };
+  norm(q, args.q_norm, args.heads);
+  norm(k, args.k_norm, kv.kv_heads);
+
+  if (args.clip > 0) {
+    const auto clip = [&](float* x, int n) {
+      for (int i = 0; i < n; ++i) x[i] = std::clamp(x[i], -args.clip, args.clip);
+    };
+    clip(q, q_width);
+    clip(k, kv_width);
+    clip(v, kv_width);
+  }
+
+  const ptrdiff_t row = args.positions[token] * args.rope_stride;
+  for (int h = 0; h < args.heads; ++h) {
+    ops_->rope(q + h * dim, args.cos + row, args.sin + row, args.rotary_dim);
+  }
+  for (int h = 0; h < kv.kv_heads; ++h) {
+    ops_->rope(k + h * dim, args.cos + row, args.sin + row, args.rotary_dim);
+  }
+
+  const auto block = static_cast<size_t>(args.slots[token] / cpu::kKvBlockTokens);
+  ops_->kv_write(kv.dtype, k, v, kv.kv_heads, dim, args.slots[token] % cpu::kKvBlockTokens,
+                 Offset(kv.k, block * kv.k_block_stride, kv.dtype),
+                 Offset(kv.v, block * kv.v_block_stride, kv.dtype));
+}
+
+void CpuBackend::RopeCache(const RopeCacheArgs& args) {
+  constexpr int kRows = 16;  // neighbours write one KV block: the same worker should have them
+  const int64_t width = (args.heads + 2 * args.kv.kv_heads) * args.kv.head_dim;
+  const bool small = args.tokens * width <= kSmallFloats;
+  ForEach((args.tokens + kRows - 1) / kRows, small, [&](Worker&, int64_t piece) {
+    const int begin = static_cast<int>(piece) * kRows;
+    const int end = std::min(args.tokens, begin + kRows);
+    for (int t = begin; t < end; ++t) RopeCacheToken(args, t);
+  });
+}
+
+void CpuBackend::Attention(const PagedAttentionArgs& args) {
+  const KvLayer& kv = args.kv;
+  SLUICE_CHECK(kv.kv_heads > 0 && args.heads % kv.kv_heads == 0);
+  const int head_group = args.heads / kv.kv_heads;
+  int64_t scores = 0;
+  for (const AttentionGroup& group : args.groups) {
+    const int last = group.rows - 1;
+    scores += static_cast<int64_t>(group.rows) * (group.context[last] - group.first_visible[last]) *
+              kv.head_dim * kv.kv_heads;
+  }
+  // Later groups of a chunk see more context: they go first, so that no worker ends with the
+  // longest.
+  const auto items = static_cast<int64_t>(args.groups.size()) * kv.kv_heads;
+  ForEach(items, scores <= kSmallScores, [&](Worker&, int64_t item) {
+    const int64_t reversed = items - 1 - item;
+    const AttentionGroup& group = args.groups[reversed / kv.kv_heads];
+    const int kv_head = static_cast<int>(reversed % kv.kv_heads);
+    const ptrdiff_t head_offset = static_cast<ptrdiff_t>(kv_head) * head_group * kv.head_dim;
+    ops_->attention({.kv_dtype = kv.dtype,
+                     .k_cache = kv.k,
+                     .v_cache = kv.v,
+                     .k_block_stride = kv.k_block_stride,
+                     .v_block_stride = kv.v_block_stride,
+                     .blocks = group.blocks,
+                     .head_dim = kv.head_dim,
+                     .kv_head = kv_head,
+                     .rows = group.rows,
+                     .q = args.q + head_offset,
+                     .out = args.out + head_offset,
+                     .q_offsets = group.offsets,
+                     .first_visible = group.first_visible,
+                     .context = group.context,
+                     .scale = args.scale,
+                     .softcap = 0,
+                     .sink_logit = 0,
+                     .has_sink = false});
+  });
+}
+
+}  // namespace sluice

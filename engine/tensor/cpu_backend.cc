@@ -1,0 +1,262 @@
+// Memory, embedding, linear layers and the small per-token ops; cpu_attention.cc and cpu_mlp.cc
+// hold the rest.
+#include "engine/tensor/cpu_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "engine/base/check.h"
+#include "engine/tensor/cpu_backend_inl.h"
+
+namespace sluice {
+namespace {
+
+constexpr int64_t kSmallFloats = 16 << 10;  // below this, elementwise work stays on one thread
+
+constexpr DType kAllDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+
+size_t AlignLine(size_t bytes) { return AlignUp(bytes, 64); }
+
+}  // namespace
+
+CpuBackend::CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads)
+    : ops_(ops), pool_(threads, pin_threads) {
+  SLUICE_CHECK(ops != nullptr);
+}
+
+Result<DeviceBuffer> CpuBackend::Allocate(size_t bytes, const char* what) {
+  return DeviceBuffer::Host(bytes, what);
+}
+
+Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
+  limits_ = limits;
+  const int tiles = (limits.max_tokens + kTileTokens - 1) / kTileTokens;
+  size_t mlp_tile = 0;
+  for (DType dtype : kAllDTypes) {
+    const size_t tile = AlignLine(ops_->activation_bytes(dtype, kTileTokens, limits.max_cols));
+    auto buffer = Allocate(tile * tiles, "packed activations");
+    if (!buffer) return buffer.error();
+    packed_[static_cast<int>(dtype)] = std::move(*buffer);
+    mlp_tile = std::max(
+        {mlp_tile, tile,
+         AlignLine(ops_->activation_bytes(dtype, kTileTokens, std::max(1, limits.max_mlp_width)))});
+  }
+  const size_t mlp_tiles = static_cast<size_t>(limits.max_mlp_rows) / kTileTokens +
+                           static_cast<size_t>(limits.max_mlp_groups);
+  auto packed = Allocate(mlp_tile * mlp_tiles, "packed expert activations");
+  if (!packed) return packed.error();
+  mlp_packed_ = std::move(*packed);
+  auto values =
+      Allocate(static_cast<size_t>(limits.max_mlp_values) * sizeof(float), "expert activations");
+  if (!values) return values.error();
+  mlp_values_ = std::move(*values);
+
+  const size_t chunk_floats = kTileTokens * kChunkPanels * cpu::kPanelRows;
+  const size_t row_floats =
+      AlignUp(static_cast<size_t>(std::max({limits.max_cols, limits.max_mlp_width, 1024})), 16);
+  const size_t normed_floats =
+      AlignUp(static_cast<size_t>(kTileTokens) * static_cast<size_t>(limits.max_cols), 16);
+  const size_t worker_floats = AlignUp(2 * chunk_floats + row_floats + normed_floats, 1024);
+  auto memory =
+      Allocate(worker_floats * sizeof(float) * static_cast<size_t>(threads()), "worker scratch");
+  if (!memory) return memory.error();
+  worker_memory_ = std::move(*memory);
+  workers_.clear();
+  for (int i = 0; i < threads(); ++i) {
+    float* base = worker_memory_.as<float>() + worker_floats * static_cast<size_t>(i);
+    workers_.push_back(
+        {base, base + chunk_floats, base + 2 * chunk_floats, base + 2 * chunk_floats + row_floats});
+  }
+  places_.reserve(limits.max_mlp_groups);
+  tiles_.reserve(mlp_tiles);
+  chunks_.reserve(4096);
+  return {};
+}
+
+size_t CpuBackend::workspace_bytes() const {
+  size_t total = worker_memory_.bytes() + mlp_packed_.bytes() + mlp_values_.bytes();
+  for (const DeviceBuffer& buffer : packed_) total += buffer.bytes();
+  return total;
+}
+
+void CpuBackend::Pack(DType dtype, const void* src, int rows, int cols, void* packed) {
+  const int panels = cpu::PanelCount(rows);
+  const auto panel_bytes = static_cast<int64_t>(cpu::PanelBytes(dtype, cols));
+  const int64_t grain = std::max<int64_t>(1, (256 << 10) / std::max<int64_t>(1, panel_bytes));
+  pool_.ParallelFor(panels, grain, [&](int64_t begin, int64_t end) {
+    ops_->pack_matrix(dtype, src, rows, cols, static_cast<int>(begin), static_cast<int>(end),
+                      packed);
+  });
+}
+
+void CpuBackend::ToF32(DType dtype, const void* src, int64_t n, float* out) {
+  ops_->to_f32(dtype, src, n, out);
+}
+
+void CpuBackend::Embed(const EmbeddingTable& table, std::span<const int32_t> ids, float* out) {
+  const auto count = static_cast<int64_t>(ids.size());
+  if (table.rows) {
+    const int cols = table.rows.cols;
+    const size_t row_bytes = static_cast<size_t>(cols) * DTypeBytes(table.rows.dtype);
+    ForEach(count, count * cols <= kSmallFloats, [&](Worker&, int64_t i) {
+      const auto* src = static_cast<const std::byte*>(table.rows.data) + ids[i] * row_bytes;
+      ops_->to_f32(table.rows.dtype, src, cols, out + i * cols);
+    });
+    return;
+  }
+  // A row of a packed matrix is strided through its panel, in groups of one value (F32, F16) or two
+  // (BF16): gather the raw values, then convert them together.
+  const PackedMatrix& matrix = table.packed;
+  const int cols = matrix.cols;
+  ForEach(count, count * cols <= kSmallFloats, [&](Worker& worker, int64_t i) {
+    const int row = ids[i] % cpu::kPanelRows;
+    const std::byte* panel = matrix.panel(ids[i] / cpu::kPanelRows);
+    if (matrix.dtype == DType::kF16) {
+      const auto* src = reinterpret_cast<const uint16_t*>(panel) + row;
+      auto* raw = reinterpret_cast<uint16_t*>(worker.row);
+      for (int k = 0; k < cols; ++k) raw[k] = src[static_cast<size_t>(k) * cpu::kPanelRows];
+    } else {
+      const auto* src = reinterpret_cast<const uint32_t*>(panel) + row;
+      auto* raw = reinterpret_cast<uint32_t*>(worker.row);
+      const int words = matrix.dtype == DType::kBF16 ? (cols + 1) / 2 : cols;
+      for (int k = 0; k < words; ++k) raw[k] = src[static_cast<size_t>(k) * cpu::kPanelRows];
+    }
+    ops_->to_f32(matrix.dtype, worker.row, cols, out + i * cols);
+  });
+}
+
+int64_t CpuBackend::PanelCost(size_t panel_bytes, int tokens) {
+  // About eight tokens take as long in arithmetic as one pass over the weights takes in memory.
+  return static_cast<int64_t>(panel_bytes) * std::max(1, (tokens + 4) / 8);
+}
+
+int64_t CpuBackend::ChunkTarget(int64_t total_cost) const {
+  return std::max(kMinChunkCost, total_cost / (threads() * 6));
+}
+
+void CpuBackend::AddChunks(int index, int panels, size_t panel_bytes, int tokens, int64_t target) {
+  const int64_t cost = PanelCost(panel_bytes, tokens);
+  int64_t step = std::clamp<int64_t>((target + cost / 2) / cost, 1, kChunkPanels);
+  if (tokens > kTileTokens) {
+    step = std::min(step, std::max<int64_t>(1, kMaxChunkBytes / static_cast<int64_t>(panel_bytes)));
+  }
+  for (int begin = 0; begin < panels; begin += static_cast<int>(step)) {
+    chunks_.push_back({index, begin, std::min(panels, begin + static_cast<int>(step))});
+  }
+}
+
+void CpuBackend::MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker& worker) {
+  const LinearOutput& output = args.outputs[chunk.index];
+  const PackedMatrix& weight = output.weight;
+  const int dtype = static_cast<int>(weight.dtype);
+  const auto* packed = packed_[dtype].as<std::byte>();
+  const int first_row = chunk.begin * cpu::kPanelRows;
+  const int chunk_rows = std::min(weight.rows, chunk.end * cpu::kPanelRows) - first_row;
+  for (int begin = 0, tile = 0; begin < args.tokens; begin += kTileTokens, ++tile) {
+    const int count = std::min(kTileTokens, args.tokens - begin);
+    const ptrdiff_t stride = output.add ? chunk_rows : output.y_stride;
+    float* rows = output.y + begin * output.y_stride + first_row;
+    ops_->matmul({.weight_dtype = weight.dtype,
+                  .weights = weight.panel(chunk.begin),
+                  .x = packed + tile * tile_bytes_[dtype],
+                  .tokens = count,
+                  .cols = weight.cols,
+                  .panel_begin = 0,
+                  .panel_end = chunk.end - chunk.begin,
+                  .rows = chunk_rows,
+                  .bias = output.bias == nullptr ? nullptr : output.bias + first_row,
+                  .y = output.add ? worker.gate : rows,
+                  .y_stride = stride});
+    if (!output.add) continue;
+    for (int t = 0; t < count; ++t) {
+      ops_->add_scaled(worker.gate + t * stride, 1.0f, chunk_rows, rows + t * output.y_stride);
+    }
+  }
+}
+
+void CpuBackend::Linear(const LinearArgs& args) {
+  SLUICE_CHECK(args.tokens >= 1 && args.tokens <= limits_.max_tokens);
+  SLUICE_CHECK(args.cols <= limits_.max_cols);
+  bool wanted[kDTypes] = {};
+  int64_t total_cost = 0;
+  for (const LinearOutput& output : args.outputs) {
+    SLUICE_CHECK(output.weight.cols == args.cols);
+    wanted[static_cast<int>(output.weight.dtype)] = true;
+    total_cost += output.weight.panels() * PanelCost(output.weight.panel_bytes(), args.tokens);
+  }
+  for (DType dtype : kAllDTypes) {
+    tile_bytes_[static_cast<int>(dtype)] =
+        AlignLine(ops_->activation_bytes(dtype, kTileTokens, args.cols));
+  }
+
+  const int tiles = (args.tokens + kTileTokens - 1) / kTileTokens;
+  ForEach(tiles, false, [&](Worker& worker, int64_t tile) {
+    const int begin = static_cast<int>(tile) * kTileTokens;
+    const int count = std::min(kTileTokens, args.tokens - begin);
+    const float* x = args.x + begin * args.x_stride;
+    ptrdiff_t stride = args.x_stride;
+    if (args.norm_weight != nullptr) {
+      float* normed = args.normed != nullptr
+                          ? args.normed + static_cast<ptrdiff_t>(begin) * args.cols
+                          : worker.normed;
+      for (int t = 0; t < count; ++t) {
+        ops_->rms_norm(x + t * stride, args.norm_weight, args.cols, args.norm_eps,
+                       normed + static_cast<ptrdiff_t>(t) * args.cols);
+      }
+      x = normed;
+      stride = args.cols;
+    }
+    for (DType dtype : kAllDTypes) {
+      const int i = static_cast<int>(dtype);
+      if (!wanted[i]) continue;
+      ops_->pack_activations(dtype, x, stride, nullptr, count, args.cols,
+                             packed_[i].as<std::byte>() + tile * tile_bytes_[i]);
+    }
+  });
+
+  chunks_.clear();
+  const int64_t target = ChunkTarget(total_cost);
+  for (size_t i = 0; i < args.outputs.size(); ++i) {
+    const PackedMatrix& weight = args.outputs[i].weight;
+    AddChunks(static_cast<int>(i), weight.panels(), weight.panel_bytes(), args.tokens, target);
+  }
+  ForEach(static_cast<int64_t>(chunks_.size()), total_cost < 2 * kMinChunkCost,
+          [&](Worker& worker, int64_t i) { MatmulChunk(args, chunks_[i], worker); });
+}
+
+void CpuBackend::TopKToken(const TopKArgs& args, int token) {
+  float* p = args.logits + token * args.stride;
+  ops_->softmax(p, args.n);
+  int32_t* ids = args.ids + token * args.ids_stride;
+  float* weights = args.weights + token * args.weights_stride;
+  if (args.gate != nullptr) {
+    weights[args.k] = 1.0f / (1.0f + std::exp(-args.gate[token * args.gate_stride]));
+  }
+  float sum = 0;
+  for (int slot = 0; slot < args.k; ++slot) {
+    // Not-a-number never compares greater, so broken weights still select valid experts.
+    int best = -1;
+    for (int e = 0; e < args.n; ++e) {
+      if (std::find(ids, ids + slot, e) != ids + slot) continue;
+      if (best < 0 || p[e] > p[best]) best = e;
+    }
+    ids[slot] = best;
+    weights[slot] = p[best];
+    sum += p[best];
+  }
+  if (!args.renormalize) return;
+  for (int slot = 0; slot < args.k; ++slot) weights[slot] /= sum;
+}
+
+void CpuBackend::TopK(const TopKArgs& args) {
+  SLUICE_CHECK(args.k >= 1 && args.k <= args.n);
+  constexpr int kRows = 16;
+  ForEach((args.tokens + kRows - 1) / kRows, args.tokens <= kRows, [&](Worker&, int64_t piece) {
+    const int begin = static_cast<int>(piece) * kRows;
+    const int end = std::min(args.tokens, begin + kRows);
+    for (int t = begin; t < end; ++t) TopKToken(args, t);
+  });
+}
+
+}  // namespace sluice

@@ -1,0 +1,108 @@
+// The CPU backend: kernels/cpu over a fork-join pool of workers.
+//
+// How work is cut. Matrix products are cut by panels of 16 outputs into chunks that workers take
+// dynamically; a chunk's weights are read from memory once and applied to all tokens, tile by tile
+// (kTileTokens), so they stay in the worker's L2 cache between tiles. A chunk is at least
+// kMinChunkCost so that small layers are not all overhead, and work below that runs on the calling
+// thread without waking anybody.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/tensor/backend.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace sluice {
+
+class CpuBackend final : public Backend {
+ public:
+  // threads >= 1. `ops` must be a table that this CPU can run.
+  CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads);
+
+  const char* name() const override { return ops_->name; }
+  int threads() const override { return pool_.threads(); }
+  Result<DeviceBuffer> Allocate(size_t bytes, const char* what) override;
+  Result<> Prepare(const WorkspaceLimits& limits) override;
+  size_t workspace_bytes() const override;
+  void Pack(DType dtype, const void* src, int rows, int cols, void* packed) override;
+  void ToF32(DType dtype, const void* src, int64_t n, float* out) override;
+  void Embed(const EmbeddingTable& table, std::span<const int32_t> ids, float* out) override;
+  void Linear(const LinearArgs& args) override;
+  void RopeCache(const RopeCacheArgs& args) override;
+  void Attention(const PagedAttentionArgs& args) override;
+  void TopK(const TopKArgs& args) override;
+  void Mlp(const MlpArgs& args) override;
+  void Combine(const CombineArgs& args) override;
+
+ private:
+  static constexpr int kTileTokens = 64;   // tokens packed together
+  static constexpr int kChunkPanels = 32;  // most panels in a chunk
+  // Cost of a chunk in bytes of weights; see PanelCost.
+  static constexpr int64_t kMinChunkCost = 24 << 10;
+  static constexpr int64_t kMaxChunkBytes = 256 << 10;  // keeps its weights in L2 between tiles
+  static constexpr int kDTypes = 3;
+
+  // Panels [begin, end) of output `index` (Linear) or of group `index` (Mlp).
+  struct Chunk {
+    int index;
+    int begin;
+    int end;
+  };
+  // Tile `tile` of the rows of a group, packed at `packed`.
+  struct Tile {
+    int group;
+    int begin;
+    int count;
+    std::byte* packed;
+  };
+  struct Worker {
+    float* gate;    // [kTileTokens, kChunkPanels * 16]
+    float* up;      // [kTileTokens, kChunkPanels * 16]
+    float* row;     // [max row length]
+    float* normed;  // [kTileTokens, max_cols]
+  };
+
+  // Calls f(worker, item) for item in [0, count), handed out in ascending order; on the calling
+  // thread alone when `small`.
+  template <class F>
+  void ForEach(int64_t count, bool small, F&& f);
+
+  // The cost of one panel applied to `tokens` tokens: bytes read, or their equivalent in
+  // arithmetic.
+  static int64_t PanelCost(size_t panel_bytes, int tokens);
+  // Appends chunks of `panels` panels to chunks_; `target` is the cost that a chunk should have.
+  void AddChunks(int index, int panels, size_t panel_bytes, int tokens, int64_t target);
+  int64_t ChunkTarget(int64_t total_cost) const;
+
+  void MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker& worker);
+  void PackTiles(const float* x, ptrdiff_t x_stride, int cols, const MlpArgs& args, bool gather);
+  void GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
+  void DownChunk(const MlpArgs& args, const Chunk& chunk);
+  void RopeCacheToken(const RopeCacheArgs& args, int token);
+  void TopKToken(const TopKArgs& args, int token);
+
+  const cpu::Ops* ops_;
+  cpu::ThreadPool pool_;
+  WorkspaceLimits limits_;
+
+  DeviceBuffer worker_memory_;
+  std::vector<Worker> workers_;
+  DeviceBuffer packed_[kDTypes];     // Linear's packed input by weight type
+  size_t tile_bytes_[kDTypes] = {};  // of the current Linear call
+  DeviceBuffer mlp_packed_;          // Mlp's packed inputs, then its packed activations
+  DeviceBuffer mlp_values_;          // [assignments, intermediate] F32, group after group
+
+  std::vector<Chunk> chunks_;
+  std::vector<Tile> tiles_;
+  struct GroupPlace {
+    int64_t row;    // first assignment
+    int64_t value;  // first float in mlp_values_
+    int tile;       // first tile
+    int tile_count;
+  };
+  std::vector<GroupPlace> places_;
+};
+
+}  // namespace sluice
