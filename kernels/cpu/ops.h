@@ -60,7 +60,7 @@ struct AttentionArgs {
   size_t k_block_stride;
   size_t v_block_stride;
   const int32_t* blocks;  // block table: physical block of tokens [16 i, 16 i + 16)
-  int head_dim;           // multiple of 8, at most 256
+  int head_dim;           // at most 256; multiples of 16 are fastest
   int kv_head;            // which kv head all these query rows read
   // Query rows: `rows` rows; row i's query is at q + q_offsets[i] (head_dim floats, already roped
   // and normed), its output goes to out + q_offsets[i], and it sees tokens [first_visible[i],

@@ -22,6 +22,10 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
+  // Pins the calling thread to worker 0's core, the first that the process may use; `pin` leaves
+  // the caller's own thread alone.
+  static void PinCaller();
+
   // Calls f(worker) once on every worker, worker in [0, threads()), and returns when all are done.
   // REQUIRES: not called from inside a region. f must not throw.
   template <class F>

@@ -1,0 +1,237 @@
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "kernels/cpu/ops.h"
+#include "kernels/reference/reference.h"
+#include "tests/support/catch.h"
+#include "tests/unit/kernels/kernel_fixture.h"
+
+namespace sluice::cpu {
+namespace {
+
+struct Row {
+  int first_visible;
+  int context;
+};
+
+// A cache of one layer whose blocks are scattered, filled through kv_write, every other slot NaN.
+class Cache {
+ public:
+  Cache(const Ops& ops, DType dtype, int kv_heads, int head_dim, int tokens, Numbers& numbers)
+      : ops_(ops),
+        dtype_(dtype),
+        kv_heads_(kv_heads),
+        head_dim_(head_dim),
+        k_(numbers.Vector(static_cast<size_t>(tokens) * kv_heads * head_dim)),
+        v_(numbers.Vector(static_cast<size_t>(tokens) * kv_heads * head_dim)) {
+    const int blocks = (tokens + 15) / 16;
+    block_elements_ = static_cast<size_t>(kv_heads) * head_dim * 16;
+    // Physical order is reversed with gaps, so that a kernel that ignores the table fails.
+    for (int b = 0; b < blocks; ++b) table_.push_back(2 * (blocks - b) - 1);
+    const size_t elements = block_elements_ * (2 * blocks + 1);
+    k_cache_.assign(elements * DTypeBytes(dtype), 0xff);  // all bits set is a NaN in every dtype
+    v_cache_ = k_cache_;
+    for (int t = 0; t < tokens; ++t) {
+      const size_t block = table_[t / 16] * block_elements_ * DTypeBytes(dtype);
+      const size_t row = static_cast<size_t>(t) * kv_heads * head_dim;
+      ops.kv_write(dtype, &k_[row], &v_[row], kv_heads, head_dim, t % 16, &k_cache_[block],
+                   &v_cache_[block]);
+    }
+  }
+
+  AttentionArgs Args(int kv_head) const {
+    AttentionArgs args = {};
+    args.kv_dtype = dtype_;
+    args.k_cache = k_cache_.data();
+    args.v_cache = v_cache_.data();
+    args.k_block_stride = args.v_block_stride = block_elements_;
+    args.blocks = table_.data();
+    args.head_dim = head_dim_;
+    args.kv_head = kv_head;
+    args.scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
+    return args;
+  }
+
+  // Rows' queries lie apart, each `stride` floats after the other.
+  std::vector<float> Attend(AttentionArgs args, const std::vector<float>& q,
+                            const std::vector<Row>& rows, ptrdiff_t stride) const {
+    std::vector<ptrdiff_t> offsets;
+    std::vector<int32_t> first, context;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      offsets.push_back(static_cast<ptrdiff_t>(i) * stride);
+      first.push_back(rows[i].first_visible);
+      context.push_back(rows[i].context);
+    }
+    Guarded<float> out(rows.size() * stride, 4);
+    out.Assign(std::vector<float>(rows.size() * stride, -3.0f));
+    args.rows = static_cast<int>(rows.size());
+    args.q = q.data();
+    args.out = out.data();
+    args.q_offsets = offsets.data();
+    args.first_visible = first.data();
+    args.context = context.data();
+    ops_.attention(args);
+    REQUIRE(out.Intact());
+    int touched = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      for (ptrdiff_t d = head_dim_; d < stride; ++d) touched += out.data()[i * stride + d] != -3.0f;
+    }
+    REQUIRE(touched == 0);
+    return std::vector<float>(out.data(), out.data() + rows.size() * stride);
+  }
+
+  std::vector<float> Expected(const AttentionArgs& args, const float* q, Row row) const {
+    std::vector<float> k, v, out(head_dim_);
+    for (int t = 0; t < row.context; ++t) {
+      for (int d = 0; d < head_dim_; ++d) {
+        const size_t at = (static_cast<size_t>(t) * kv_heads_ + args.kv_head) * head_dim_ + d;
+        k.push_back(reference::Rounded(dtype_, k_[at]));
+        v.push_back(reference::Rounded(dtype_, v_[at]));
+      }
+    }
+    reference::Attention({q, k.data(), v.data(), head_dim_, row.first_visible, row.context,
+                          args.scale, args.softcap, args.sink_logit, args.has_sink},
+                         out.data());
+    return out;
+  }
+
+  void ForgetBlocksBefore(int token) {
+    for (int b = 0; b < token / 16; ++b) table_[b] = -1;
+  }
+
+ private:
+  const Ops& ops_;
+  DType dtype_;
+  int kv_heads_;
+  int head_dim_;
+  std::vector<float> k_, v_;
+  size_t block_elements_;
+  std::vector<int32_t> table_;
+  std::vector<uint8_t> k_cache_, v_cache_;
+};
+
+double WorstError(const Cache& cache, const AttentionArgs& args, const std::vector<float>& q,
+                  const std::vector<Row>& rows, ptrdiff_t stride) {
+  const std::vector<float> out = cache.Attend(args, q, rows, stride);
+  double worst = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::vector<float> expected = cache.Expected(args, &q[i * stride], rows[i]);
+    for (int d = 0; d < args.head_dim; ++d) {
+      const double error = std::fabs(static_cast<double>(out[i * stride + d]) - expected[d]);
+      worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
+    }
+  }
+  return worst;
+}
+
+TEST_CASE("Attention agrees with the reference and ignores what unused slots hold",
+          "[kernels][attention]") {
+  Numbers numbers(21);
+  for (const Ops* ops : AvailableOps()) {
+    for (const DType dtype : kAllDTypes) {
+      for (const int head_dim : {8, 16, 24, 32, 64, 72, 128, 256}) {
+        for (const int context : {1, 2, 15, 16, 17, 47, 127, 128, 129, 300}) {
+          INFO(Case(*ops, dtype, "head_dim", head_dim) << " context " << context);
+          const int kv_heads = 2;
+          const Cache cache(*ops, dtype, kv_heads, head_dim, context, numbers);
+          const int rows = 1 + (head_dim / 8 + context) % 7;
+          const ptrdiff_t stride = head_dim + 8;
+          const std::vector<float> q = numbers.Vector(rows * stride, 4.0f);
+          const AttentionArgs args = cache.Args(1);
+          const std::vector<Row> all(rows, Row{0, context});
+          CHECK(WorstError(cache, args, q, all, stride) < 3e-6);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("Attention honours causal chunks, windows, softcap and sinks", "[kernels][attention]") {
+  Numbers numbers(22);
+  const int head_dim = 48, context = 333;
+  for (const Ops* ops : AvailableOps()) {
+    for (const DType dtype : kAllDTypes) {
+      INFO(Case(*ops, dtype, "context", context));
+      Cache cache(*ops, dtype, 1, head_dim, context, numbers);
+      AttentionArgs args = cache.Args(0);
+      std::vector<Row> causal, window;
+      for (int i = 0; i < 37; ++i) {
+        causal.push_back({0, context - 36 + i});
+        window.push_back({context - 36 + i - 70, context - 36 + i});
+      }
+      const std::vector<float> q = numbers.Vector(37 * head_dim, 6.0f);
+      CHECK(WorstError(cache, args, q, causal, head_dim) < 3e-6);
+      CHECK(WorstError(cache, args, q, window, head_dim) < 3e-6);
+      args.softcap = 2.5f;
+      CHECK(WorstError(cache, args, q, causal, head_dim) < 3e-6);
+      args.has_sink = true;
+      for (const float sink : {-4.0f, 0.5f, 30.0f}) {
+        args.sink_logit = sink;
+        CHECK(WorstError(cache, args, q, causal, head_dim) < 3e-6);
+        CHECK(WorstError(cache, args, q, window, head_dim) < 3e-6);
+      }
+      // The pool may have given away the blocks that no window reaches any more.
+      const std::vector<float> before = cache.Attend(args, q, window, head_dim);
+      cache.ForgetBlocksBefore(context - 36 - 70);
+      CHECK(cache.Attend(cache.Args(0), q, window, head_dim).size() == before.size());
+      AttentionArgs again = cache.Args(0);
+      again.softcap = args.softcap;
+      again.has_sink = true;
+      again.sink_logit = args.sink_logit;
+      CHECK(cache.Attend(again, q, window, head_dim) == before);
+    }
+  }
+}
+
+TEST_CASE("A query row gets the same bytes whatever rows it is grouped with",
+          "[kernels][attention]") {
+  Numbers numbers(23);
+  for (const Ops* ops : AvailableOps()) {
+    for (const DType dtype : kAllDTypes) {
+      for (const int head_dim : {40, 128}) {
+        INFO(Case(*ops, dtype, "head_dim", head_dim));
+        const int context = 290;
+        const Cache cache(*ops, dtype, 2, head_dim, context, numbers);
+        const AttentionArgs args = cache.Args(1);
+        std::vector<Row> rows;
+        for (int i = 0; i < 33; ++i) {
+          const int end = 1 + numbers.Below(context);
+          rows.push_back({i % 3 == 0 ? numbers.Below(end) : 0, end});
+        }
+        const std::vector<float> q = numbers.Vector(rows.size() * head_dim, 4.0f);
+        std::vector<float> alone;
+        for (size_t i = 0; i < rows.size(); ++i) {
+          const std::vector<float> one(q.begin() + i * head_dim, q.begin() + (i + 1) * head_dim);
+          const std::vector<float> out = cache.Attend(args, one, {rows[i]}, head_dim);
+          alone.insert(alone.end(), out.begin(), out.end());
+        }
+        for (size_t first = 0; first < 6; ++first) {
+          for (size_t count = 1; first + count <= rows.size(); count += 1 + first) {
+            const std::vector<Row> some(rows.begin() + first, rows.begin() + first + count);
+            const std::vector<float> some_q(q.begin() + first * head_dim, q.end());
+            const std::vector<float> out = cache.Attend(args, some_q, some, head_dim);
+            REQUIRE(std::memcmp(out.data(), &alone[first * head_dim], out.size() * sizeof(float)) ==
+                    0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("Attention stays finite when scores are far apart", "[kernels][attention]") {
+  Numbers numbers(24);
+  for (const Ops* ops : AvailableOps()) {
+    INFO(ops->name);
+    const Cache cache(*ops, DType::kF32, 1, 64, 200, numbers);
+    AttentionArgs args = cache.Args(0);
+    args.scale = 300.0f;
+    const std::vector<float> q = numbers.Vector(5 * 64, 3.0f);
+    CHECK(WorstError(cache, args, q, std::vector<Row>(5, Row{0, 200}), 64) < 2e-3);
+  }
+}
+
+}  // namespace
+}  // namespace sluice::cpu
