@@ -27,6 +27,8 @@ constexpr int kMaxHeadDim = 1024;
 constexpr int kMaxExperts = 4096;
 // Positions are exact in float32 up to here, and the rotary angles are float32.
 constexpr int kMaxPositions = 1 << 24;
+// Rope scalings outside these bounds would make frequencies that are not finite in float32.
+constexpr double kMinScale = 1e-6;
 constexpr double kMaxScale = 1e6;
 
 std::string Printable(std::string_view text) {
@@ -185,7 +187,7 @@ void ReadRope(const Architecture& arch, Fields& fields, ModelConfig& config) {
 
   Fields rope(*object, prefix);
   Fields& theta_source = rope.Has("rope_theta") ? rope : fields;
-  config.rope_theta = theta_source.Number("rope_theta", arch.rope_theta, 1.0, 1e15);
+  config.rope_theta = theta_source.Number("rope_theta", arch.rope_theta, 1.001, 1e15);
   Fields& partial_source = rope.Has("partial_rotary_factor") ? rope : fields;
   if (partial_source.Number("partial_rotary_factor", 1.0, 0.0, 1.0) != 1.0) {
     fields.Fail(Unsupported("partial_rotary_factor below 1 is not part of " + config.family));
@@ -216,7 +218,7 @@ void ReadRope(const Architecture& arch, Fields& fields, ModelConfig& config) {
   };
 
   if (scaling.kind != RopeScalingKind::kNone) {
-    scaling.factor = rope.Number("factor", 0.0, 0.0, kMaxScale);
+    scaling.factor = rope.Number("factor", 1.0, kMinScale, kMaxScale);
     scaling.original_max_position = config.max_positions;
   }
   if (scaling.kind == RopeScalingKind::kYarn || scaling.kind == RopeScalingKind::kLlama3) {
@@ -257,8 +259,8 @@ void ReadRope(const Architecture& arch, Fields& fields, ModelConfig& config) {
       break;
     case RopeScalingKind::kLlama3:
       for (const char* name : {"factor", "low_freq_factor", "high_freq_factor"}) require(name);
-      scaling.low_freq_factor = rope.Number("low_freq_factor", 1.0, 0.0, kMaxScale);
-      scaling.high_freq_factor = rope.Number("high_freq_factor", 4.0, 0.0, kMaxScale);
+      scaling.low_freq_factor = rope.Number("low_freq_factor", 1.0, kMinScale, kMaxScale);
+      scaling.high_freq_factor = rope.Number("high_freq_factor", 4.0, kMinScale, kMaxScale);
       if (scaling.high_freq_factor <= scaling.low_freq_factor) {
         rope.Fail(
             InvalidArgument(rope.Name("high_freq_factor") + " must be above low_freq_factor"));
