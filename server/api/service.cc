@@ -1,0 +1,375 @@
+#include "server/api/service.h"
+
+#include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "engine/base/utf8.h"
+#include "server/version.h"
+
+namespace sluice {
+namespace {
+
+using openai::ApiError;
+using openai::Json;
+
+HttpResponse JsonResponse(const Json& body) {
+  HttpResponse response;
+  response.body = openai::Dump(body);
+  return response;
+}
+
+bool IsJsonMediaType(std::string_view type) {
+  type = type.substr(0, type.find(';'));
+  while (!type.empty() && type.back() == ' ') type.remove_suffix(1);
+  std::string lower(type);
+  for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  return lower.empty() || lower == "application/json" || lower.ends_with("+json");
+}
+
+std::optional<ApiError> CheckModelName(const std::string& name, const ServedModel& model) {
+  if (name.empty() || name == model.id) return std::nullopt;
+  return openai::ModelNotFound(name);
+}
+
+Json ModelJson(const ServedModel& model) {
+  return Json{{"id", model.id},
+              {"object", "model"},
+              {"created", model.created},
+              {"owned_by", "sluice"},
+              {"max_model_len", model.max_context}};
+}
+
+HttpReply Tokenize(const HttpRequest& request, ServedModel& model) {
+  const auto parsed = openai::ParseTokenize(request.body);
+  if (!parsed) return ErrorResponse(parsed.error());
+  if (auto error = CheckModelName(parsed->model, model)) return ErrorResponse(*error);
+  const std::vector<int32_t> ids =
+      model.codec->Encode(parsed->text, parsed->add_special, parsed->parse_special);
+  Json tokens = Json::array();
+  for (const int32_t id : ids) {
+    if (!parsed->with_pieces) {
+      tokens.push_back(id);
+      continue;
+    }
+    const std::string bytes = model.codec->TokenBytes(id);
+    Json piece = bytes;
+    if (!IsValidUtf8(bytes)) {
+      piece = Json::array();
+      for (const char c : bytes) piece.push_back(static_cast<unsigned char>(c));
+    }
+    tokens.push_back(Json{{"id", id}, {"piece", std::move(piece)}});
+  }
+  return JsonResponse(Json{
+      {"tokens", std::move(tokens)}, {"count", ids.size()}, {"max_model_len", model.max_context}});
+}
+
+HttpReply Detokenize(const HttpRequest& request, ServedModel& model) {
+  const auto parsed = openai::ParseDetokenize(request.body);
+  if (!parsed) return ErrorResponse(parsed.error());
+  if (auto error = CheckModelName(parsed->model, model)) return ErrorResponse(*error);
+  std::string text;
+  const auto stream = model.codec->OpenStream(false);
+  for (const int32_t id : parsed->tokens) {
+    if (id >= model.vocab) {
+      return ErrorResponse(openai::BadRequest("tokens", "`tokens` holds id " + std::to_string(id) +
+                                                            "; this model's ids are 0 to " +
+                                                            std::to_string(model.vocab - 1) + "."));
+    }
+    text += stream->Push(id);
+  }
+  text += stream->Finish();
+  return JsonResponse(Json{{"content", text}, {"prompt", text}});
+}
+
+HttpReply ApplyTemplate(const HttpRequest& request, ServedModel& model) {
+  auto parsed = openai::ParseApplyTemplate(request.body);
+  if (!parsed) return ErrorResponse(parsed.error());
+  if (auto error = CheckModelName(parsed->generation.model, model)) return ErrorResponse(*error);
+  if (!model.codec->has_chat_template()) {
+    return ErrorResponse(openai::BadRequest({}, "The model has no chat template."));
+  }
+  const Result<std::string> text = model.codec->RenderChat(
+      *parsed->messages(), *parsed->template_arguments(), parsed->add_generation_prompt);
+  if (!text) {
+    return ErrorResponse(openai::BadRequest(
+        "messages", "The chat template refused the messages: " + text.error().message));
+  }
+  return JsonResponse(Json{{"prompt", *text}});
+}
+
+}  // namespace
+
+Service::Service(ServiceOptions options, ApiKeys keys, std::shared_ptr<Metrics> metrics,
+                 Logger& log)
+    : options_(std::move(options)),
+      keys_(std::move(keys)),
+      metrics_(std::move(metrics)),
+      log_(log) {
+  AddRoutes();
+}
+
+void Service::SetModel(std::shared_ptr<ServedModel> model) {
+  std::lock_guard lock(mutex_);
+  model_ = std::move(model);
+}
+
+std::shared_ptr<ServedModel> Service::model() const {
+  std::lock_guard lock(mutex_);
+  return model_;
+}
+
+void Service::StopEngine() {
+  if (const auto served = model()) served->engine.reset();
+}
+
+// ---- Routes ----
+
+void Service::AddWork(const char* path, ModelHandler handler) {
+  routes_.Add("POST", path,
+              [this, handler = std::move(handler)](const HttpRequest& request, std::string_view,
+                                                   Waker waker) -> HttpReply {
+                if (draining_) {
+                  return ErrorResponse(openai::UnavailableError(
+                      "The server is shutting down and takes no new work."));
+                }
+                const auto served = model();
+                if (!served) {
+                  return ErrorResponse(
+                      openai::UnavailableError("The model is still loading; try again soon.", 1));
+                }
+                if (!IsJsonMediaType(request.Header("content-type"))) {
+                  return ErrorResponse({.status = 415,
+                                        .message = "The body must be JSON: send Content-Type: "
+                                                   "application/json.",
+                                        .param = {},
+                                        .code = {}});
+                }
+                return handler(request, *served, std::move(waker));
+              });
+}
+
+void Service::AddRoutes() {
+  const auto get = [this](const char* path, auto handler) {
+    routes_.Add("GET", path, [handler](const HttpRequest&, std::string_view rest, Waker) {
+      return handler(rest);
+    });
+  };
+  get("/health", [](std::string_view) -> HttpReply { return JsonResponse({{"status", "ok"}}); });
+  get("/ready", [this](std::string_view) -> HttpReply {
+    if (draining_) return ErrorResponse(openai::UnavailableError("The server is shutting down."));
+    if (!model()) return ErrorResponse(openai::UnavailableError("The model is still loading.", 1));
+    return JsonResponse({{"status", "ready"}});
+  });
+  get("/metrics", [this](std::string_view) -> HttpReply {
+    const auto served = model();
+    HttpResponse response;
+    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+    response.body =
+        metrics_->Render(served ? std::optional(served->engine->Stats()) : std::nullopt);
+    return response;
+  });
+  get("/props", [this](std::string_view) { return Props(); });
+  get("/v1/models", [this](std::string_view) { return Models({}); });
+  get("/v1/models/*", [this](std::string_view rest) { return Models(rest); });
+  AddWork("/v1/completions", [this](const HttpRequest& request, ServedModel&, Waker waker) {
+    return Completions(request, model(), std::move(waker));
+  });
+  AddWork("/v1/chat/completions", [this](const HttpRequest& request, ServedModel&, Waker waker) {
+    return Chat(request, model(), std::move(waker));
+  });
+  AddWork("/tokenize", [](const HttpRequest& request, ServedModel& served, Waker) {
+    return Tokenize(request, served);
+  });
+  AddWork("/detokenize", [](const HttpRequest& request, ServedModel& served, Waker) {
+    return Detokenize(request, served);
+  });
+  AddWork("/apply-template", [](const HttpRequest& request, ServedModel& served, Waker) {
+    return ApplyTemplate(request, served);
+  });
+}
+
+HttpReply Service::Completions(const HttpRequest& request, std::shared_ptr<ServedModel> served,
+                               Waker waker) {
+  auto parsed = openai::ParseCompletion(request.body);
+  if (!parsed) return ErrorResponse(parsed.error());
+  if (auto error = CheckModelName(parsed->generation.model, *served)) return ErrorResponse(*error);
+  return Generate(PlanCompletion(std::move(*parsed), *served, request.id), served,
+                  std::move(waker));
+}
+
+HttpReply Service::Chat(const HttpRequest& request, std::shared_ptr<ServedModel> served,
+                        Waker waker) {
+  auto parsed = openai::ParseChat(request.body);
+  if (!parsed) return ErrorResponse(parsed.error());
+  if (auto error = CheckModelName(parsed->generation.model, *served)) return ErrorResponse(*error);
+  return Generate(PlanChat(std::move(*parsed), *served, request.id), served, std::move(waker));
+}
+
+HttpReply Service::Generate(openai::Parsed<GenerationPlan> plan,
+                            std::shared_ptr<ServedModel> served, Waker waker) {
+  if (!plan) return ErrorResponse(plan.error());
+  auto reply = StartGeneration(std::move(*plan),
+                               {std::move(served), metrics_, &log_, options_.stream_buffer_bytes},
+                               std::move(waker));
+  if (!reply) return ErrorResponse(reply.error());
+  return std::move(*reply);
+}
+
+HttpReply Service::Models(std::string_view id) {
+  const auto served = model();
+  if (!served) {
+    return ErrorResponse(
+        openai::UnavailableError("The model is still loading; try again soon.", 1));
+  }
+  if (id.empty()) {
+    return JsonResponse({{"object", "list"}, {"data", Json::array({ModelJson(*served)})}});
+  }
+  if (id != served->id) return ErrorResponse(openai::ModelNotFound(std::string(id)));
+  return JsonResponse(ModelJson(*served));
+}
+
+HttpReply Service::Props() {
+  const auto served = model();
+  if (!served) {
+    return ErrorResponse(
+        openai::UnavailableError("The model is still loading; try again soon.", 1));
+  }
+  return JsonResponse({{"model_alias", served->id},
+                       {"model_family", served->family},
+                       {"build_info", std::string("sluice ") + kVersion},
+                       {"total_slots", served->max_running},
+                       {"max_queue", served->max_queue},
+                       {"default_generation_settings", {{"n_ctx", served->max_context}}},
+                       {"has_chat_template", served->codec->has_chat_template()}});
+}
+
+// ---- Before and after handlers ----
+
+bool Service::OriginAllowed(std::string_view origin) const {
+  return std::any_of(
+      options_.cors_origins.begin(), options_.cors_origins.end(),
+      [&](const std::string& allowed) { return allowed == "*" || allowed == origin; });
+}
+
+void Service::Decorate(const HttpRequest& request, HttpResponse& response) const {
+  response.headers.emplace_back("x-request-id", request.id);
+  if (options_.cors_origins.empty()) return;
+  response.headers.emplace_back("Vary", "Origin");
+  const std::string_view origin = request.Header("origin");
+  if (origin.empty() || !OriginAllowed(origin)) return;
+  response.headers.emplace_back("Access-Control-Allow-Origin", std::string(origin));
+  response.headers.emplace_back("Access-Control-Expose-Headers", "x-request-id, Retry-After");
+}
+
+HttpResponse Service::Preflight(const HttpRequest& request, const RouteTable::Match& match) const {
+  HttpResponse response;
+  response.status = 204;
+  response.headers.emplace_back("Allow", match.allow);
+  const std::string_view origin = request.Header("origin");
+  if (!origin.empty() && OriginAllowed(origin)) {
+    response.headers.emplace_back("Access-Control-Allow-Methods", match.allow);
+    response.headers.emplace_back("Access-Control-Allow-Headers",
+                                  "Authorization, Content-Type, x-request-id, OpenAI-Organization, "
+                                  "OpenAI-Project, x-stainless-arch, x-stainless-lang, "
+                                  "x-stainless-os, x-stainless-package-version, "
+                                  "x-stainless-retry-count, x-stainless-runtime, "
+                                  "x-stainless-runtime-version, x-stainless-timeout");
+    response.headers.emplace_back("Access-Control-Max-Age", "600");
+  }
+  return response;
+}
+
+bool Service::Admit(const HttpRequest& head, HttpResponse* refusal) {
+  const auto refuse = [&](HttpResponse response) {
+    *refusal = std::move(response);
+    Decorate(head, *refusal);
+    return false;
+  };
+  RouteTable::Match match = routes_.Find(head.method, head.path);
+  if (head.method == "OPTIONS" && head.path == "*") match.allow = "GET, HEAD, POST, OPTIONS";
+  if (match.allow.empty()) {
+    return refuse(ErrorResponse(
+        openai::NotFoundError("Nothing is served at " + head.path.substr(0, 200) + ".")));
+  }
+  if (head.method == "OPTIONS") return refuse(Preflight(head, match));
+  const bool open = head.path == "/health" || head.path == "/ready" ||
+                    (head.path == "/metrics" && !options_.metrics_require_key);
+  if (!open && !keys_.Accepts(head.Header("authorization"))) {
+    HttpResponse response = ErrorResponse(openai::AuthenticationError());
+    response.headers.emplace_back("WWW-Authenticate", "Bearer");
+    return refuse(std::move(response));
+  }
+  if (!match.handler) {
+    HttpResponse response = ErrorResponse({.status = 405,
+                                           .message = "This path takes " + match.allow + ".",
+                                           .param = {},
+                                           .code = {}});
+    response.headers.emplace_back("Allow", match.allow);
+    return refuse(std::move(response));
+  }
+  const std::string_view length = head.Header("content-length");
+  uint64_t bytes = 0;
+  std::from_chars(length.data(), length.data() + length.size(), bytes);
+  if (bytes > options_.body_limit_bytes) return refuse(ProtocolError(413, {}));
+  return true;
+}
+
+HttpReply Service::Handle(const HttpRequest& request, Waker waker) {
+  const RouteTable::Match match = routes_.Find(request.method, request.path);
+  HttpReply reply = (*match.handler)(request, match.rest, std::move(waker));
+  Decorate(request, reply.response);
+  return reply;
+}
+
+HttpResponse Service::ProtocolError(int status, std::string_view message) {
+  ApiError error;
+  error.status = status;
+  switch (status) {
+    case 413:
+      error.message = "The body is longer than " + std::to_string(options_.body_limit_bytes) +
+                      " bytes (server.body_limit).";
+      break;
+    case 431:
+      error.message = "The request line and headers are too long (server.header_limit).";
+      break;
+    case 408:
+      error.message = "The request did not arrive in time (server.read_timeout).";
+      break;
+    case 500:
+      error = openai::ServerError("The request failed inside the server.");
+      log_.Error("handler failed", {{"error", message}});
+      break;
+    case 503:
+      error = openai::UnavailableError(std::string(message), 1);
+      break;
+    default:
+      error.message = "The request is not valid HTTP: " + std::string(message);
+  }
+  return ErrorResponse(error);
+}
+
+void Service::OnExchange(const HttpRequest& request, int status, size_t sent_bytes, double seconds,
+                         ExchangeEnd end) {
+  const RouteTable::Match match = routes_.Find(request.method, request.path);
+  metrics_->ObserveHttp(match.pattern.empty() ? "other" : match.pattern, status, sent_bytes);
+  const char* outcome = end == ExchangeEnd::kComplete     ? "complete"
+                        : end == ExchangeEnd::kClientGone ? "client_gone"
+                                                          : "write_timeout";
+  const Logger::Fields fields = {{"request_id", request.id}, {"peer", request.peer},
+                                 {"method", request.method}, {"path", request.path},
+                                 {"status", status},         {"sent_bytes", sent_bytes},
+                                 {"seconds", seconds},       {"outcome", outcome}};
+  // Probes and scrapes come every few seconds.
+  const bool routine = status == 200 && (request.path == "/health" || request.path == "/ready" ||
+                                         request.path == "/metrics");
+  if (routine) {
+    log_.Debug("request", fields);
+  } else {
+    log_.Info("request", fields);
+  }
+}
+
+void Service::OnConnections(int open) { metrics_->SetConnections(open); }
+
+}  // namespace sluice

@@ -1,0 +1,126 @@
+// `sluice bench`: tokens per second of prefill and decode beside the machine's own bound.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "engine/runtime/benchmark.h"
+#include "server/commands/commands.h"
+
+namespace sluice {
+namespace {
+
+constexpr const char* kDescription =
+    R"(Measure tokens per second of prefill and decode, through the engine that serves.
+
+Each test runs once to warm up and then --repeats times on new random prompts; the median is printed with
+the minimum, the maximum, and the bound: what this machine's memory bandwidth and arithmetic, measured in the same
+run with the same threads, would allow for the bytes and operations that the model needs. A model small enough
+to stay in the caches may exceed a bound set by memory.
+
+Examples:
+  sluice bench --model deploy/demo-model
+  sluice bench --model DIR --prompt 512 --generate 128 --streams 8 --threads 2 --json)";
+
+struct Arguments {
+  BenchmarkOptions options;
+  std::string isa = "auto";
+  bool json = false;
+};
+
+nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport& report) {
+  return {{"test", row.test},
+          {"model", report.model},
+          {"weight_dtype", report.weight_dtype},
+          {"cpu_isa", report.isa},
+          {"prompt", row.prompt},
+          {"generate", row.generate},
+          {"streams", row.streams},
+          {"threads", row.threads},
+          {"tokens_per_second", row.tokens_per_second},
+          {"min", row.min},
+          {"max", row.max},
+          {"bound", row.bound},
+          {"bound_fraction", row.bound_fraction},
+          {"bound_by", row.bound_by},
+          {"unique_experts_per_step", row.unique_experts_per_step},
+          {"bytes_per_token", row.bytes_per_token},
+          {"read_bandwidth", report.roofline.read_bytes_per_second},
+          {"peak_macs_per_second", report.roofline.macs_per_second},
+          {"weight_bytes", report.footprint.weight_bytes},
+          {"peak_rss", report.peak_rss_bytes},
+          {"load_seconds", report.load_seconds}};
+}
+
+void PrintTable(const BenchmarkReport& report) {
+  std::printf("%s: %s weights, %.1f MB, loaded in %.2f s; %s; peak resident memory %.0f MB\n",
+              report.model.c_str(), report.weight_dtype.c_str(),
+              report.footprint.weight_bytes / 1e6, report.load_seconds, report.isa.c_str(),
+              report.peak_rss_bytes / 1e6);
+  std::printf("this machine: memory read %.1f GB/s, arithmetic %.0f Gmac/s\n\n",
+              report.roofline.read_bytes_per_second / 1e9, report.roofline.macs_per_second / 1e9);
+  std::printf("%-8s %7s %8s %7s %7s %10s %10s %10s %10s %6s  %s\n", "test", "prompt", "generate",
+              "streams", "threads", "tokens/s", "min", "max", "bound", "%", "bound by");
+  for (const BenchmarkRow& row : report.rows) {
+    std::printf("%-8s %7d %8d %7d %7d %10.1f %10.1f %10.1f %10.1f %6.1f  %s\n", row.test.c_str(),
+                row.prompt, row.generate, row.streams, row.threads, row.tokens_per_second, row.min,
+                row.max, row.bound, 100 * row.bound_fraction, row.bound_by.c_str());
+  }
+}
+
+int Run(const Arguments& arguments) {
+  BenchmarkOptions options = arguments.options;
+  if (!cpu::ParseIsa(arguments.isa.c_str(), &options.isa)) {
+    std::fprintf(stderr, "sluice bench: unknown --cpu-isa %s\n", arguments.isa.c_str());
+    return kExitUsage;
+  }
+  if (isatty(STDERR_FILENO)) {
+    options.progress = [](const std::string& what) {
+      std::fprintf(stderr, "%s ...\n", what.c_str());
+    };
+  }
+  const Result<BenchmarkReport> report = RunBenchmark(options);
+  if (!report) {
+    std::fprintf(stderr, "sluice bench: %s\n", report.error().message.c_str());
+    return report.error().code == ErrorCode::kInvalidArgument ? kExitUsage : kExitFailure;
+  }
+  if (arguments.json) {
+    nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+    for (const BenchmarkRow& row : report->rows) rows.push_back(RowToJson(row, *report));
+    std::printf("%s\n", rows.dump(2).c_str());
+  } else {
+    PrintTable(*report);
+  }
+  return kExitSuccess;
+}
+
+}  // namespace
+
+void AddBench(CLI::App& app, int* exit_code) {
+  auto arguments = std::make_shared<Arguments>();
+  BenchmarkOptions& o = arguments->options;
+  CLI::App* command = app.add_subcommand("bench", kDescription);
+  command->add_option("--model", o.model, "Hugging Face model directory")->required();
+  command->add_option("--prompt", o.prompt, "Tokens of each prompt")->capture_default_str();
+  command->add_option("--generate", o.generate, "Tokens generated after each prompt")
+      ->capture_default_str();
+  command->add_option("--streams", o.streams, "Concurrent requests")->capture_default_str();
+  command
+      ->add_option("--threads", o.threads, "Compute threads; 0: the cores that the process may use")
+      ->capture_default_str();
+  command->add_option("--repeats", o.repeats, "Counted runs of each test, after one warm-up")
+      ->capture_default_str();
+  command->add_option("--prefill-chunk", o.prefill_chunk, "Most prompt tokens in one step")
+      ->capture_default_str();
+  command
+      ->add_option("--cpu-isa", arguments->isa,
+                   "Kernels to use: auto, scalar, avx2, avx512, avx512bf16, neon")
+      ->capture_default_str();
+  command->add_option("--seed", o.seed, "Seed of the random prompts")->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print a JSON array instead of the table");
+  command->callback([arguments, exit_code] { *exit_code = Run(*arguments); });
+}
+
+}  // namespace sluice

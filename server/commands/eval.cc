@@ -1,0 +1,179 @@
+// `sluice eval`: perplexity of a text, exact-match accuracy on task files.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "engine/arch/hf_config.h"
+#include "engine/runtime/engine.h"
+#include "engine/runtime/evaluation.h"
+#include "engine/text/tokenizer.h"
+#include "server/commands/commands.h"
+
+namespace sluice {
+namespace {
+
+constexpr const char* kDescription =
+    R"(Measure the quality of a model: perplexity of a text file, exact-match accuracy on task files.
+
+--text slides a window over the file; every token but the first is scored once, with at least half a window of
+context where there is as much. --tasks reads lines of {"task", "prompt", "answer"}; the greedy continuation of the raw
+prompt up to the first line break must equal the answer.
+
+Examples:
+  sluice eval --model deploy/demo-model --text tests/data/heldout/stories.txt
+  sluice eval --model DIR --tasks tests/data/tasks/*.jsonl --json)";
+
+struct Arguments {
+  std::string model, text, isa = "auto";
+  std::vector<std::string> tasks;
+  int context = 0, stride = 0, threads = 0, streams = 16;
+  bool json = false;
+};
+
+// A bar on standard error, only for a person at a terminal.
+std::function<void(double)> ProgressBar(const char* what) {
+  if (!isatty(STDERR_FILENO)) return [](double) {};
+  return [what](double fraction) {
+    const int width = 40, filled = static_cast<int>(fraction * width);
+    std::fprintf(stderr, "\r%s [%.*s%*s] %3.0f%%%s", what, filled,
+                 "########################################", width - filled, "", 100 * fraction,
+                 fraction >= 1 ? "\n" : "");
+  };
+}
+
+Result<std::string> ReadText(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return NotFound("cannot open the text file " + path);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskReport::Miss>* misses) {
+  cpu::Isa isa = cpu::Isa::kAuto;
+  if (!cpu::ParseIsa(a.isa.c_str(), &isa)) return InvalidArgument("unknown --cpu-isa " + a.isa);
+  if (a.text.empty() && a.tasks.empty()) return InvalidArgument("give --text, --tasks or both");
+  if (a.streams < 1) return InvalidArgument("--streams must be at least 1");
+  std::string text;
+  if (!a.text.empty()) {
+    Result<std::string> read = ReadText(a.text);
+    if (!read) return read.error();
+    text = std::move(*read);
+  }
+  std::vector<TaskItem> items;
+  for (const std::string& path : a.tasks) {
+    Result<std::vector<TaskItem>> read = ReadTaskFile(path);
+    if (!read) return read.error();
+    items.insert(items.end(), read->begin(), read->end());
+  }
+
+  Result<ModelConfig> config = LoadHfConfig(a.model);
+  if (!config) return config.error();
+  Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(a.model);
+  if (!tokenizer) return tokenizer.error();
+
+  ModelOptions model_options;
+  model_options.isa = isa;
+  model_options.threads = a.threads;
+  model_options.max_sequences = a.streams;
+  model_options.max_context = std::min(config->max_positions, std::max(a.context, 2048));
+  // Every stream may hold a whole context.
+  model_options.kv_blocks = a.streams * (model_options.max_context / kKvBlockTokens + 2);
+  Result<std::unique_ptr<Model>> model = Model::Load(a.model, model_options);
+  if (!model) return model.error();
+  EngineOptions engine_options;
+  engine_options.max_queue = a.streams;
+  engine_options.max_running = a.streams;
+  std::unique_ptr<Engine> engine = Engine::Start(std::move(*model), engine_options);
+
+  nlohmann::ordered_json report = {{"model", a.model}};
+  if (!a.text.empty()) {
+    PerplexityOptions options;
+    options.context = a.context;
+    options.stride = a.stride;
+    options.progress = ProgressBar("text ");
+    Result<Perplexity> result = EvaluateText(*engine, **tokenizer, text, options);
+    if (!result) return WithContext(a.text, result.error());
+    report["text"] = a.text;
+    report["perplexity"] = result->perplexity;
+    report["nll_per_token"] = result->nll_per_token;
+    report["tokens"] = result->tokens;
+  }
+  if (!items.empty()) {
+    Result<TaskReport> result = EvaluateTasks(*engine, *tokenizer, items, ProgressBar("tasks"));
+    if (!result) return result.error();
+    for (const auto& [task, score] : result->tasks) {
+      report["accuracy"][task] = score.accuracy();
+      report["items"][task] = score.items;
+    }
+    *misses = std::move(result->misses);
+  }
+  return report;
+}
+
+void PrintTable(const nlohmann::ordered_json& report, const std::vector<TaskReport::Miss>& misses) {
+  if (report.contains("perplexity")) {
+    std::printf("%s: perplexity %.4f, %.5f nats per token, %lld tokens\n",
+                report["text"].get<std::string>().c_str(), report["perplexity"].get<double>(),
+                report["nll_per_token"].get<double>(), report["tokens"].get<long long>());
+  }
+  if (!report.contains("accuracy")) return;
+  std::printf("%-24s %8s %8s\n", "task", "items", "correct");
+  for (const auto& [task, accuracy] : report["accuracy"].items()) {
+    std::printf("%-24s %8d %7.1f%%\n", task.c_str(), report["items"][task].get<int>(),
+                100 * accuracy.get<double>());
+  }
+  if (!misses.empty()) std::printf("\nsome misses:\n");
+  for (const TaskReport::Miss& miss : misses) {
+    std::printf("  %s\n    expected %s\n    got      %s\n", miss.prompt.c_str(),
+                miss.expected.c_str(), miss.got.c_str());
+  }
+}
+
+int Run(const Arguments& arguments) {
+  std::vector<TaskReport::Miss> misses;
+  const Result<nlohmann::ordered_json> report = Evaluate(arguments, &misses);
+  if (!report) {
+    std::fprintf(stderr, "sluice eval: %s\n", report.error().message.c_str());
+    return report.error().code == ErrorCode::kInvalidArgument ? kExitUsage : kExitFailure;
+  }
+  if (arguments.json) {
+    std::printf("%s\n", report->dump(2).c_str());
+  } else {
+    PrintTable(*report, misses);
+  }
+  return kExitSuccess;
+}
+
+}  // namespace
+
+void AddEval(CLI::App& app, int* exit_code) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("eval", kDescription);
+  command->add_option("--model", arguments->model, "Hugging Face model directory")->required();
+  command->add_option("--text", arguments->text, "Text file to score");
+  command->add_option("--tasks", arguments->tasks, "Task files (.jsonl), one or more");
+  command->add_option("--context", arguments->context, "Tokens per window; 0: up to 2048")
+      ->capture_default_str();
+  command->add_option("--stride", arguments->stride, "Tokens between windows; 0: half a window")
+      ->capture_default_str();
+  command
+      ->add_option("--threads", arguments->threads,
+                   "Compute threads; 0: the cores that the process may use")
+      ->capture_default_str();
+  command->add_option("--streams", arguments->streams, "Sequences evaluated together")
+      ->capture_default_str();
+  command
+      ->add_option("--cpu-isa", arguments->isa,
+                   "Kernels to use: auto, scalar, avx2, avx512, avx512bf16, neon")
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print JSON instead of the table");
+  command->callback([arguments, exit_code] { *exit_code = Run(*arguments); });
+}
+
+}  // namespace sluice
