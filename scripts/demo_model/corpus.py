@@ -20,7 +20,7 @@ HELD_OUT_SEED, EVAL_SEED = 777, 4242
 MIXTURE = {
     "addition": 12, "subtraction": 12, "multiplication": 8, "sort": 10, "copy": 5, "reverse": 8, "facts": 5,
     "context": 7, "code_eval": 8, "code_complete": 4, "translate_de": 7, "translate_es": 6,
-    "story": 4, "german": 2, "spanish": 2, "code": 2, "chat": 18, "talk": 4,
+    "story": 4, "german": 2, "spanish": 2, "code": 2, "chat": 18, "talk": 4, "page": 3,
 }
 DOMAINS = {
     "stories": ["story"], "arithmetic": ["addition", "subtraction", "multiplication"],
@@ -67,6 +67,15 @@ def chat(rng, held, only=None):
     return parts[:-1] + [(text + END, weight)]
 
 
+def page(rng, held):
+    """Documents of one domain under each other in one context, as held_out_text has them."""
+    domain, parts = rng.choice(list(DOMAINS)), []
+    for _ in range(rng.choice([2, 3, 5, 8, 12, 16])):
+        *head, (text, weight) = document(rng.choice(DOMAINS[domain]), rng, held)
+        parts += head + [(text.removesuffix(END), weight)]
+    return parts[:-1] + [(parts[-1][0] + END, parts[-1][1])]
+
+
 def document(kind, rng, held=False):
     """A document of the kind, from the training share of every family unless held."""
     if kind in tasks.FAMILIES:
@@ -77,6 +86,8 @@ def document(kind, rng, held=False):
         return chat(rng, held, only="talk")
     if kind == "code":
         return code_file(rng, held)
+    if kind == "page":
+        return page(rng, held)
     write = {"story": prose.story, "german": lambda r: prose.passage(r, 1),
              "spanish": lambda r: prose.passage(r, 2)}[kind]
     while True:

@@ -63,6 +63,7 @@ class Batches:
 def probe(model, tokenizer, count):
     """Exact match by family: every answer token is the most likely one given the true ones before it."""
     out = {}
+    model.eval()
     for task in corpus.TASK_NAMES:
         items = corpus.evaluation_items(task, count)
         prompts = [tokenizer.encode(i.prompt).ids for i in items]
@@ -71,6 +72,7 @@ def probe(model, tokenizer, count):
         best = model.logits(model(ids)[0]).argmax(-1)
         out[task] = sum(bool((best[n, len(p) - 1:len(r) - 1] == ids[n, len(p):len(r)]).all())
                         for n, (p, r) in enumerate(zip(prompts, rows))) / len(items)
+    model.train()
     return out
 
 
@@ -83,7 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--deadline", required=True, help="HH:MM, today, local time")
-    parser.add_argument("--rows", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--length", type=int, default=160)
     parser.add_argument("--lr", type=float, default=0.02, help="Muon")
     parser.add_argument("--adam-lr", type=float, default=3e-3)
@@ -159,7 +161,7 @@ def main():
         if now - last_probe > 240:
             print("probe " + " ".join(f"{t}={v:.2f}" for t, v in probe(model, tokenizer, 40).items()), flush=True)
             last_probe = time.time()
-        if now - last_save > 180:
+        if now - last_save > 120:
             save()
             last_save = time.time()
     save()
