@@ -14,6 +14,8 @@ namespace {
 
 typedef float F32x4 __attribute__((vector_size(16)));
 typedef int32_t I32x4 __attribute__((vector_size(16)));
+typedef float F32x2 __attribute__((vector_size(8)));
+typedef double F64x2 __attribute__((vector_size(16)));
 
 constexpr int kLanes = 4;
 
@@ -64,6 +66,12 @@ inline F32x4 ExpNonPositive(F32x4 x) {
   return FromBits(~underflow & Bits(p * scale));
 }
 
+// Adds lanes 0 and 1 to *low, 2 and 3 to *high.
+inline void Accumulate(F32x4 v, F64x2* low, F64x2* high) {
+  *low += __builtin_convertvector((F32x2{v[0], v[1]}), F64x2);
+  *high += __builtin_convertvector((F32x2{v[2], v[3]}), F64x2);
+}
+
 // Up to four elements, padded with `fill`.
 inline F32x4 LoadPartial(const float* p, size_t count, float fill) {
   float lanes[kLanes] = {fill, fill, fill, fill};
@@ -97,39 +105,54 @@ RowScan ScanRow(std::span<const float> row) {
 }
 
 int32_t FirstIndexOf(std::span<const float> row, float max) {
-  const auto it = std::find(row.begin(), row.end(), max);
-  SLUICE_CHECK(it != row.end());
-  return static_cast<int32_t>(it - row.begin());
+  size_t i = 0;
+  while (i + kLanes <= row.size() && !Any(Load(&row[i]) == Splat(max))) i += kLanes;
+  while (i < row.size() && row[i] != max) ++i;
+  SLUICE_CHECK(i < row.size());
+  return static_cast<int32_t>(i);
 }
 
-double ExpWeights(std::span<const float> row, float max, float temperature,
+double ExpWeights(std::span<const float> row, float max, float inverse_temperature,
                   std::vector<float>* weights, std::vector<double>* piece_sums) {
   const size_t n = row.size();
   weights->resize(n);
   piece_sums->resize((n + kPieceElements - 1) / kPieceElements);
   float* out = weights->data();
-  const F32x4 top = Splat(max), divisor = Splat(temperature);
+  const F32x4 top = Splat(max), factor = Splat(inverse_temperature);
   double total = 0;
   for (size_t piece = 0; piece < piece_sums->size(); ++piece) {
     const size_t begin = piece * kPieceElements;
     const size_t end = std::min(n, begin + kPieceElements);
-    double sums[kLanes] = {0, 0, 0, 0};
+    F64x2 low = {0, 0}, high = {0, 0};
     size_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-      const F32x4 w = ExpNonPositive((Load(&row[i]) - top) / divisor);
+      const F32x4 w = ExpNonPositive((Load(&row[i]) - top) * factor);
       std::memcpy(out + i, &w, sizeof(w));
-      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(w[lane]);
+      Accumulate(w, &low, &high);
     }
     if (i < end) {
       const float pad = -std::numeric_limits<float>::infinity();
-      const F32x4 w = ExpNonPositive((LoadPartial(&row[i], end - i, pad) - top) / divisor);
+      const F32x4 w = ExpNonPositive((LoadPartial(&row[i], end - i, pad) - top) * factor);
       std::memcpy(out + i, &w, (end - i) * sizeof(float));
-      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += static_cast<double>(w[lane]);
+      Accumulate(w, &low, &high);
     }
-    (*piece_sums)[piece] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    (*piece_sums)[piece] = (low[0] + low[1]) + (high[0] + high[1]);
     total += (*piece_sums)[piece];
   }
   return total;
+}
+
+void SelectAtLeast(std::span<const float> row, float floor, std::vector<RankedToken>* out) {
+  out->clear();
+  const auto offer = [&](size_t i) {
+    if (row[i] >= floor) out->push_back({row[i], static_cast<int32_t>(i)});
+  };
+  size_t i = 0;
+  for (; i + kLanes <= row.size(); i += kLanes) {
+    if (!Any(Load(&row[i]) >= Splat(floor))) continue;
+    for (size_t lane = 0; lane < kLanes; ++lane) offer(i + lane);
+  }
+  for (; i < row.size(); ++i) offer(i);
 }
 
 void SelectTop(std::span<const float> row, int count, std::vector<RankedToken>* out) {

@@ -23,11 +23,11 @@ int32_t FirstIndexOf(std::span<const float> row, float max);
 // Elements per entry of `piece_sums` below.
 inline constexpr int kPieceElements = 256;
 
-// weights[i] = exp((row[i] - max) / temperature), zero below about 1.6e-38; relative error under
-// 3e-7. piece_sums[p] is the float64 sum over elements [256 p, 256 p + 256). Returns the sum of the
-// pieces, in order. REQUIRES: row[i] <= max, temperature > 0. Resizes its outputs; they keep their
-// capacity.
-double ExpWeights(std::span<const float> row, float max, float temperature,
+// weights[i] = exp((row[i] - max) * inverse_temperature), zero below about 1.6e-38; relative error
+// of exp under 3e-7. piece_sums[p] is the float64 sum over elements [256 p, 256 p + 256). Returns
+// the sum of the pieces, in order. REQUIRES: row[i] <= max; inverse_temperature finite and above 0.
+// Resizes its outputs; they keep their capacity.
+double ExpWeights(std::span<const float> row, float max, float inverse_temperature,
                   std::vector<float>* weights, std::vector<double>* piece_sums);
 
 struct RankedToken {
@@ -42,5 +42,8 @@ struct RankedToken {
 // The `count` best of `row` in rank order, in out[0 .. min(count, row.size())): exact, in one pass
 // over the row plus work in proportion to count. REQUIRES: no NaN.
 void SelectTop(std::span<const float> row, int count, std::vector<RankedToken>* out);
+
+// All elements that are at least `floor`, in order of index.
+void SelectAtLeast(std::span<const float> row, float floor, std::vector<RankedToken>* out);
 
 }  // namespace sluice

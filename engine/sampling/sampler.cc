@@ -67,31 +67,26 @@ void KeepMass(double mass, SamplerScratch* scratch) {
   std::erase_if(scratch->candidates, [&last](const Candidate& c) { return Before(last, c); });
 }
 
-void KeepTopK(std::span<const float> row, std::span<const float> weights, int top_k,
-              SamplerScratch* scratch) {
-  SelectTop(row, top_k, &scratch->ranked);
-  for (const RankedToken& r : scratch->ranked) {
-    scratch->candidates.push_back({-r.value, weights[static_cast<size_t>(r.token)], r.token});
-  }
-  std::sort(scratch->candidates.begin(), scratch->candidates.end(),
-            [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
-}
-
-void KeepAtLeast(std::span<const float> row, std::span<const float> weights, double floor,
-                 SamplerScratch* scratch) {
-  for (size_t i = 0; i < row.size(); ++i) {
-    if (static_cast<double>(weights[i]) >= floor && weights[i] > 0) {
-      scratch->candidates.push_back({-row[i], weights[i], static_cast<int32_t>(i)});
-    }
+// Candidates, with their weights, from scratch->ranked, which is in order of id.
+void WeighRanked(float max, float inverse_temperature, SamplerScratch* scratch) {
+  scratch->kept_logits.clear();
+  for (const RankedToken& r : scratch->ranked) scratch->kept_logits.push_back(r.value);
+  ExpWeights(scratch->kept_logits, max, inverse_temperature, &scratch->weights,
+             &scratch->piece_sums);
+  for (size_t i = 0; i < scratch->ranked.size(); ++i) {
+    const RankedToken& r = scratch->ranked[i];
+    scratch->candidates.push_back({-r.value, scratch->weights[i], r.token});
   }
 }
 
-void KeepTypical(double typical_p, SamplerScratch* scratch) {
+// A candidate's key is its negated logit, so its surprise needs no logarithm of its own.
+void KeepTypical(double typical_p, float max, float inverse_temperature, SamplerScratch* scratch) {
   auto& candidates = scratch->candidates;
   std::erase_if(candidates, [](const Candidate& c) { return !(c.weight > 0); });
   const double total = TotalWeight(candidates);
-  const auto surprise = [total](const Candidate& c) {
-    return -std::log(static_cast<double>(c.weight) / total);
+  const double log_total = std::log(total);
+  const auto surprise = [=](const Candidate& c) {
+    return log_total - static_cast<double>((-c.key - max) * inverse_temperature);
   };
   double entropy = 0;
   for (const Candidate& c : candidates) {
@@ -245,36 +240,59 @@ Result<int32_t> Sampler::Sample(std::span<const float> logits, int index,
   return Draw(row, scan.max, index, scratch);
 }
 
+// Fills scratch->candidates, in order of id, with all that steps 4 and 5 could keep, and at least
+// all that can survive. Returns the total weight before top_p.
+double Sampler::CollectCandidates(std::span<const float> row, float max, float inverse_temperature,
+                                  SamplerScratch* scratch) const {
+  scratch->candidates.clear();
+  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < row.size()) {
+    SelectTop(row, params_.top_k, &scratch->ranked);
+    std::sort(scratch->ranked.begin(), scratch->ranked.end(),
+              [](const RankedToken& a, const RankedToken& b) { return a.token < b.token; });
+    WeighRanked(max, inverse_temperature, scratch);
+    return TotalWeight(scratch->candidates);
+  }
+  if (params_.top_p == 1.0f && params_.min_p > 0.0f) {
+    // Step 6 looks at weights; the margin is far above the rounding of exp and log.
+    const double reach = (std::log(static_cast<double>(params_.min_p)) - 1e-3) /
+                         static_cast<double>(inverse_temperature);
+    const double floor =
+        static_cast<double>(max) + reach - std::abs(static_cast<double>(max)) * 1e-6;
+    SelectAtLeast(row, ClampFinite(static_cast<float>(floor)), &scratch->ranked);
+    WeighRanked(max, inverse_temperature, scratch);
+    return TotalWeight(scratch->candidates);
+  }
+  const double total =
+      ExpWeights(row, max, inverse_temperature, &scratch->weights, &scratch->piece_sums);
+  // Tokens lighter than this sum to less than 1 - top_p of the total, so the cut of step 5 lies
+  // among the others. Without top_p it is 0, and only tokens without any weight fall out.
+  const double share = (1.0 - static_cast<double>(params_.top_p)) / static_cast<double>(row.size());
+  const double floor = std::max(total * share * (1.0 - 1e-6), 1.5e-38);
+  SelectAtLeast(scratch->weights, static_cast<float>(floor), &scratch->ranked);
+  for (const RankedToken& r : scratch->ranked) {
+    scratch->candidates.push_back({-row[static_cast<size_t>(r.token)], r.value, r.token});
+  }
+  return total;
+}
+
 int32_t Sampler::Draw(std::span<const float> row, float max, int index,
                       SamplerScratch* scratch) const {
   const double u = UniformDraw(params_.seed, static_cast<uint64_t>(index));
-  const double total =
-      ExpWeights(row, max, params_.temperature, &scratch->weights, &scratch->piece_sums);
+  const float inverse_temperature = ClampFinite(1.0f / params_.temperature);
   const bool by_k = params_.top_k > 0 && static_cast<size_t>(params_.top_k) < row.size();
-  const bool by_p = params_.top_p < 1.0f, by_typical = params_.typical_p < 1.0f;
-  const bool by_min_p = params_.min_p > 0.0f;
-  if (!by_k && !by_p && !by_min_p && !by_typical) return PickFromRow(*scratch, total, u);
-
-  scratch->candidates.clear();
-  double mass = total;
-  if (by_k) {
-    KeepTopK(row, scratch->weights, params_.top_k, scratch);
-    mass = TotalWeight(scratch->candidates);
-  } else if (by_p) {
-    // Tokens lighter than this sum to less than 1 - top_p, so the cut lies among the others.
-    const double floor =
-        total * (1.0 - static_cast<double>(params_.top_p)) / static_cast<double>(row.size());
-    KeepAtLeast(row, scratch->weights, floor, scratch);
-  } else {
-    KeepAtLeast(row, scratch->weights, static_cast<double>(params_.min_p), scratch);
+  if (!by_k && params_.top_p == 1.0f && params_.min_p == 0.0f && params_.typical_p == 1.0f) {
+    const double total =
+        ExpWeights(row, max, inverse_temperature, &scratch->weights, &scratch->piece_sums);
+    return PickFromRow(*scratch, total, u);
   }
-  if (by_p) KeepMass(static_cast<double>(params_.top_p) * mass, scratch);
-  if (by_min_p) {
-    // The largest weight is exp(0) = 1 and always survives the steps before.
-    std::erase_if(scratch->candidates,
-                  [this](const Candidate& c) { return c.weight < params_.min_p; });
+  const double total = CollectCandidates(row, max, inverse_temperature, scratch);
+  if (params_.top_p < 1.0f) KeepMass(static_cast<double>(params_.top_p) * total, scratch);
+  // The largest weight is exp(0) = 1, and every step before keeps it.
+  std::erase_if(scratch->candidates,
+                [this](const Candidate& c) { return c.weight < params_.min_p; });
+  if (params_.typical_p < 1.0f) {
+    KeepTypical(static_cast<double>(params_.typical_p), max, inverse_temperature, scratch);
   }
-  if (by_typical) KeepTypical(static_cast<double>(params_.typical_p), scratch);
   return PickCandidate(scratch->candidates, u);
 }
 

@@ -7,7 +7,7 @@
 //      negative one multiplied); then frequency_penalty * count and presence_penalty are subtracted
 //      from tokens of the output;
 //   3. temperature 0 takes the largest logit (ties: the lowest id) and stops here;
-//      otherwise logits are divided by temperature;
+//      otherwise logits are multiplied by 1 / temperature;
 //   4. top_k keeps exactly the k largest (ties: lower ids first);
 //   5. top_p keeps the fewest most likely tokens, renormalised after 4, whose probabilities reach
 //      top_p: a token stays when the sum before it is below top_p;
@@ -22,7 +22,8 @@
 // on nothing else.
 //
 // Cost for a vocabulary of V: one or two passes over the row, and selection (never a sort of V) for
-// 4, 5 and 7. No allocation once the scratch has grown to V.
+// 4, 5 and 7; with top_k or min_p, exponentials of the survivors only. No allocation once the
+// scratch has grown to V.
 //
 // Threads: Sample is const; different sequences may be sampled at once, each call with a scratch of
 // its own. Accept is a write.
@@ -52,9 +53,10 @@ struct SamplerScratch {
   std::vector<float> adjusted;
   std::vector<float> weights;
   std::vector<double> piece_sums;
+  std::vector<RankedToken> ranked;
+  std::vector<float> kept_logits;
   std::vector<Candidate> candidates;  // in order of id
   std::vector<Candidate> ordered;     // the same, permuted by a selection
-  std::vector<RankedToken> ranked;
 };
 
 class Sampler {
@@ -77,6 +79,8 @@ class Sampler {
   bool Adjusts(int index) const;
   void Adjust(std::span<const float> logits, int index, std::vector<float>* out) const;
   int32_t Draw(std::span<const float> row, float max, int index, SamplerScratch* scratch) const;
+  double CollectCandidates(std::span<const float> row, float max, float inverse_temperature,
+                           SamplerScratch* scratch) const;
 
   SamplingParams params_;
   int min_tokens_;

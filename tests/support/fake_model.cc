@@ -1,0 +1,124 @@
+#include "tests/support/fake_model.h"
+
+#include <limits>
+
+namespace sluice {
+namespace {
+
+uint64_t Mix(uint64_t x) {
+  x += 0x9E3779B97F4A7C15ull;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+uint64_t Chain(uint64_t before, int32_t token, int position) {
+  return Mix(before ^ Mix(static_cast<uint64_t>(token) * 0x10001u +
+                          (static_cast<uint64_t>(position) << 32)));
+}
+
+}  // namespace
+
+FakeModel::FakeModel(const FakeModelOptions& options) : fake_(options) {
+  config_.family = "fake";
+  config_.vocab = options.vocab;
+  config_.max_positions = options.max_context;
+  config_.eos_ids = options.eos_ids;
+  model_options_.max_batch_tokens = options.max_batch_tokens;
+  model_options_.max_sequences = options.max_sequences;
+  model_options_.max_context = options.max_context;
+  model_options_.kv_blocks = options.kv_blocks;
+  slots_.resize(static_cast<size_t>(options.kv_blocks) * kKvBlockTokens);
+  block_used_.assign(static_cast<size_t>(options.kv_blocks), -1);
+}
+
+void FakeModel::Violated(const std::string& what) {
+  if (violation_.empty()) violation_ = what;
+}
+
+bool FakeModel::CheckShape(std::span<const SequenceChunk> chunks) {
+  if (chunks.empty()) return Violated("a step without chunks"), false;
+  if (chunks.size() > static_cast<size_t>(fake_.max_sequences)) {
+    return Violated("more chunks than max_sequences"), false;
+  }
+  size_t tokens = 0;
+  for (const SequenceChunk& chunk : chunks) tokens += chunk.tokens.size();
+  if (tokens > static_cast<size_t>(fake_.max_batch_tokens)) {
+    return Violated("more tokens than max_batch_tokens"), false;
+  }
+  stats_.tokens = static_cast<int>(tokens);
+  forwarded_tokens_ += static_cast<int64_t>(tokens);
+  return true;
+}
+
+bool FakeModel::CheckBlocks(const SequenceChunk& chunk) {
+  if (chunk.tokens.empty() || chunk.position < 0) return Violated("an empty chunk"), false;
+  const size_t end = static_cast<size_t>(chunk.position) + chunk.tokens.size();
+  if (end > static_cast<size_t>(fake_.max_context)) return Violated("past max_context"), false;
+  if (chunk.kv_blocks.size() * kKvBlockTokens < end) {
+    return Violated("the block table is too short"), false;
+  }
+  for (int32_t block : chunk.kv_blocks) {
+    if (block < 0 || block >= fake_.kv_blocks) return Violated("a block id out of range"), false;
+    int64_t& last = block_used_[static_cast<size_t>(block)];
+    if (last == forwards_) return Violated("a block used twice"), false;
+    last = forwards_;
+  }
+  for (int32_t token : chunk.tokens) {
+    if (token < 0 || token >= fake_.vocab) return Violated("a token out of range"), false;
+  }
+  return true;
+}
+
+FakeModel::Slot* FakeModel::SlotAt(const SequenceChunk& chunk, int position) {
+  const auto block = static_cast<size_t>(
+      chunk.kv_blocks[static_cast<size_t>(position) / static_cast<size_t>(kKvBlockTokens)]);
+  return &slots_[block * kKvBlockTokens + static_cast<size_t>(position) % kKvBlockTokens];
+}
+
+void FakeModel::RunChunk(const SequenceChunk& chunk) {
+  uint64_t chain = 0;
+  bool poisoned = false;
+  for (int p = 0; p < chunk.position; ++p) {
+    const Slot& slot = *SlotAt(chunk, p);
+    chain = Chain(chain, slot.token, p);
+    if (slot.position != p || slot.chain != chain) {
+      Violated("position " + std::to_string(p) + " was written by another sequence, or not at all");
+    }
+    poisoned = slot.poisoned;
+  }
+  for (size_t i = 0; i < chunk.tokens.size(); ++i) {
+    const int p = chunk.position + static_cast<int>(i);
+    chain = Chain(chain, chunk.tokens[i], p);
+    poisoned = poisoned || chunk.tokens[i] == fake_.poison_token;
+    *SlotAt(chunk, p) = {chunk.tokens[i], p, chain, poisoned};
+    const bool last = i + 1 == chunk.tokens.size();
+    if (chunk.logits == LogitRows::kAll || (chunk.logits == LogitRows::kLast && last)) {
+      AppendRow(*SlotAt(chunk, p));
+    }
+  }
+}
+
+void FakeModel::AppendRow(const Slot& slot) {
+  const size_t begin = logits_.size();
+  for (int v = 0; v < fake_.vocab; ++v) {
+    const uint64_t hash = Mix(slot.chain ^ (static_cast<uint64_t>(v) * 0xD6E8FEB86659FD93ull));
+    logits_.push_back(static_cast<float>(hash >> 40) * 0x1.0p-21f - 4.0f);  // [-4, 4)
+  }
+  for (int32_t eos : fake_.eos_ids) logits_[begin + static_cast<size_t>(eos)] += fake_.eos_bonus;
+  if (slot.poisoned) logits_[begin + 1] = std::numeric_limits<float>::quiet_NaN();
+}
+
+std::span<const float> FakeModel::Forward(std::span<const SequenceChunk> chunks) {
+  if (on_forward_) on_forward_(chunks);
+  logits_.clear();
+  if (CheckShape(chunks)) {
+    for (const SequenceChunk& chunk : chunks) {
+      if (CheckBlocks(chunk)) RunChunk(chunk);
+    }
+  }
+  ++forwards_;
+  return logits_;
+}
+
+}  // namespace sluice
