@@ -125,7 +125,7 @@ def tensors(a):
         yield "lm_head.weight", (a.vocab, h)
 
 
-def values(name, shape, rng):
+def values(name, shape, tied, rng):
     """The tensor's values in float32, in chunks. Scales keep activations of order one."""
     count = int(np.prod(shape))
     while count > 0:
@@ -134,7 +134,7 @@ def values(name, shape, rng):
             noise = 1 + np.float32(0.1) * noise
         elif name.endswith("bias"):
             noise *= np.float32(0.1)
-        elif "embed_tokens" not in name:
+        elif tied or "embed_tokens" not in name:
             noise *= np.float32(shape[-1] ** -0.5)
         yield noise
         count -= noise.size
@@ -158,7 +158,7 @@ def write_file(path, entries, a, rng):
         file.write(struct.pack("<Q", len(text)))
         file.write(text)
         for name, shape in entries:
-            for chunk in values(name, shape, rng):
+            for chunk in values(name, shape, a.tied, rng):
                 file.write((to_bf16(chunk) if a.dtype == "bf16" else chunk.astype("<f4")).tobytes())
     return offset
 
@@ -186,6 +186,8 @@ def filler(index):
 def write_tokenizer(directory, vocab_size):
     vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     first = 256 + len(SPECIALS)
+    # Also in the vocabulary: the tokenizers library numbers added tokens that are not in it anew.
+    vocab.update((text, 256 + i) for i, text in enumerate(SPECIALS))
     for index in range(vocab_size - first):
         vocab[filler(index)] = first + index
     added = [dict(id=256 + i, content=text, single_word=False, lstrip=False, rstrip=False, normalized=False,
