@@ -23,7 +23,7 @@
 SLUICE_BEGIN_ISA
 
 constexpr int kGroupPanels = 4;
-constexpr size_t kPrefetchBytes = 2048;
+constexpr size_t kPrefetchBytes = 1024;
 
 // A format says how one step of the k loop reads weights and activations. A step takes kSubSteps
 // multiply-accumulates; activations of a step are kSubSteps * kElementsPerSub elements per token.

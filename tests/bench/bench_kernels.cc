@@ -1,0 +1,365 @@
+// Measures the kernels against this machine's own rooflines, taken in the same run and interleaved
+// with what they bound: bandwidth from Ops::read_stream, arithmetic from Ops::peak_macs.
+//
+//   bench_kernels [--isa NAME] [--threads N] [--rounds N] [--dtype BF16|F16|F32]
+//                 [stream|matmul|attention|small|pool]...
+//
+// Every figure is the best of the rounds, so that other load on the machine disturbs it least; each
+// round measures the roofline and the kernel one after the other.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace sluice::cpu {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Memory on huge pages where the kernel grants them, filled so that every page exists.
+class Arena {
+ public:
+  explicit Arena(size_t bytes) : bytes_((bytes + kHuge - 1) / kHuge * kHuge) {
+    data_ = static_cast<uint8_t*>(std::aligned_alloc(kHuge, bytes_));
+    if (data_ == nullptr) std::abort();
+    madvise(data_, bytes_, MADV_HUGEPAGE);
+    // Bf16 0x3c3c, F16 0x3c3c and F32 0x3c3c3c3c are all small normal numbers.
+    std::memset(data_, 0x3c, bytes_);
+  }
+  ~Arena() { std::free(data_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  uint8_t* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr size_t kHuge = 2 << 20;
+  size_t bytes_;
+  uint8_t* data_;
+};
+
+struct Bench {
+  const Ops* ops;
+  int threads;
+  int rounds;
+  ThreadPool pool;
+  std::vector<DType> dtypes = {DType::kBF16, DType::kF16, DType::kF32};
+
+  // Best seconds of several things, taken in turn.
+  std::vector<double> Best(const std::vector<std::function<void()>>& things, int rounds_of) {
+    std::vector<double> best(things.size(), 1e30);
+    for (int round = 0; round < rounds_of; ++round) {
+      for (size_t i = 0; i < things.size(); ++i) {
+        const double start = Now();
+        things[i]();
+        best[i] = std::min(best[i], Now() - start);
+      }
+    }
+    return best;
+  }
+
+  void ReadAll(const uint8_t* data, size_t bytes) {
+    const size_t share = bytes / threads / 4096 * 4096;
+    pool.Run([&](int worker) {
+      checksum[worker * 8] += ops->read_stream(data + worker * share, share);
+    });
+  }
+
+  double PeakMacsPerSecond(DType dtype) {
+    std::vector<int64_t> macs(threads * 8);
+    float sink = 0;
+    const std::vector<double> best = Best({[&] {
+                                            pool.Run([&](int worker) {
+                                              float mine = 0;
+                                              macs[worker * 8] =
+                                                  ops->peak_macs(dtype, 100000, &mine);
+                                              if (worker == 0) sink += mine;
+                                            });
+                                          }},
+                                          rounds);
+    double total = 0;
+    for (int i = 0; i < threads; ++i) total += static_cast<double>(macs[i * 8]);
+    return total / best[0];
+  }
+
+  uint64_t checksum[8 * 64] = {};
+};
+
+// Matrices in a row, walked in windows that come round again only after 512 MB: what a decode step
+// does with experts. Each window is read once by the probe and once, later, by the matmul.
+void BenchStream(Bench& b) {
+  const size_t total = size_t{512} << 20;
+  const Arena arena(total);
+  for (const DType dtype : b.dtypes) {
+    for (const auto& [rows, cols] :
+         {std::pair(768, 2048), {2048, 768}, {2048, 2048}, {4096, 4096}, {50304, 2048}}) {
+      const size_t bytes = PackedMatrixBytes(dtype, rows, cols);
+      const int matrices = std::max(1, static_cast<int>((size_t{24} << 20) / bytes));
+      const size_t window = matrices * bytes;
+      const size_t windows = total / window;
+      if (windows < 2) continue;
+      for (const int tokens : {1, 2, 4, 8}) {
+        if (tokens > 1 && (dtype != DType::kBF16 || rows != 768)) continue;
+        std::vector<float> x(static_cast<size_t>(tokens) * cols, 0.5f);
+        std::vector<float> y(static_cast<size_t>(tokens) * rows);
+        const Arena packed(b.ops->activation_bytes(dtype, tokens, cols));
+        b.ops->pack_activations(dtype, x.data(), cols, nullptr, tokens, cols, packed.data());
+        size_t read_at = 0, multiply_at = windows / 2;
+        const auto read = [&] { b.ReadAll(arena.data() + read_at++ % windows * window, window); };
+        const auto multiply = [&] {
+          const uint8_t* weights = arena.data() + multiply_at++ % windows * window;
+          for (int m = 0; m < matrices; ++m) {
+            const int panels = PanelCount(rows);
+            const int grain = std::max(4, (panels / b.threads + 3) / 4 * 4);
+            b.pool.ParallelFor(panels, grain, [&](int64_t begin, int64_t end) {
+              b.ops->matmul({dtype, weights + m * bytes, packed.data(), tokens, cols,
+                             static_cast<int>(begin), static_cast<int>(end), rows, nullptr,
+                             y.data(), rows});
+            });
+          }
+        };
+        const auto best = b.Best({read, multiply}, b.rounds * 20);
+        const double gigabytes = static_cast<double>(window) * 1e-9;
+        std::printf(
+            "stream %-4s %5d x %-5d tokens %2d: read %6.1f GB/s, matmul %6.1f GB/s = %3.0f%%\n",
+            DTypeName(dtype), rows, cols, tokens, gigabytes / best[0], gigabytes / best[1],
+            100 * best[0] / best[1]);
+      }
+    }
+  }
+}
+
+// One matrix, warm; packing the activations included.
+void BenchMatmul(Bench& b) {
+  for (const DType dtype : b.dtypes) {
+    const double peak = b.PeakMacsPerSecond(dtype);
+    std::printf("peak %-4s: %.1f GMAC/s\n", DTypeName(dtype), peak * 1e-9);
+    for (const auto& [rows, cols] : {std::pair(768, 2048), {2048, 768}, {2048, 2048}}) {
+      const Arena weights(PackedMatrixBytes(dtype, rows, cols));
+      for (const int tokens : {1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 512}) {
+        if (dtype != DType::kBF16 && tokens != 1 && tokens != 8 && tokens != 512) continue;
+        std::vector<float> x(static_cast<size_t>(tokens) * cols, 0.5f);
+        std::vector<float> y(static_cast<size_t>(tokens) * rows);
+        const Arena packed(b.ops->activation_bytes(dtype, tokens, cols));
+        float sink = 0;
+        int64_t peak_macs = 0;
+        double pack_s = 1e30;
+        const auto best = b.Best(
+            {[&] { peak_macs = b.ops->peak_macs(dtype, 20000, &sink); },
+             [&] {
+               const double start = Now();
+               b.ops->pack_activations(dtype, x.data(), cols, nullptr, tokens, cols, packed.data());
+               pack_s = std::min(pack_s, Now() - start);
+               const int panels = PanelCount(rows);
+               const int grain = std::max(4, (panels / b.threads + 3) / 4 * 4);
+               b.pool.ParallelFor(panels, grain, [&](int64_t begin, int64_t end) {
+                 b.ops->matmul({dtype, weights.data(), packed.data(), tokens, cols,
+                                static_cast<int>(begin), static_cast<int>(end), rows, nullptr,
+                                y.data(), rows});
+               });
+             }},
+            b.rounds * 10);
+        const double macs = static_cast<double>(rows) * cols * tokens;
+        const double bound = static_cast<double>(peak_macs) / best[0] * b.threads;
+        std::printf(
+            "matmul %-4s %4d x %-4d tokens %3d: %7.1f GMAC/s = %3.0f%% of peak, %6.1f GB/s, pack "
+            "%4.1f%%\n",
+            DTypeName(dtype), rows, cols, tokens, macs / best[1] * 1e-9,
+            100 * macs / best[1] / bound,
+            static_cast<double>(PackedMatrixBytes(dtype, rows, cols)) / best[1] * 1e-9,
+            100 * pack_s / best[1]);
+      }
+    }
+  }
+}
+
+// Shapes of a small model: the cost of a call.
+void BenchSmall(Bench& b) {
+  for (const auto& [rows, cols] : {std::pair(96, 192), {192, 96}, {576, 192}, {4096, 192}}) {
+    const Arena weights(PackedMatrixBytes(DType::kBF16, rows, cols));
+    for (const int tokens : {1, 4, 16}) {
+      std::vector<float> x(static_cast<size_t>(tokens) * cols, 0.5f);
+      std::vector<float> y(static_cast<size_t>(tokens) * rows);
+      const Arena packed(b.ops->activation_bytes(DType::kBF16, tokens, cols));
+      const int calls = 200;
+      const auto best =
+          b.Best({[&] {
+                    for (int i = 0; i < calls; ++i) {
+                      b.ops->pack_activations(DType::kBF16, x.data(), cols, nullptr, tokens, cols,
+                                              packed.data());
+                    }
+                  },
+                  [&] {
+                    for (int i = 0; i < calls; ++i) {
+                      b.ops->matmul({DType::kBF16, weights.data(), packed.data(), tokens, cols, 0,
+                                     PanelCount(rows), rows, nullptr, y.data(), rows});
+                    }
+                  }},
+                 b.rounds * 3);
+      const double per_call = best[1] / calls;
+      std::printf(
+          "small BF16 %4d x %-3d tokens %2d: pack %6.0f ns, matmul %7.0f ns, %6.1f GB/s, %6.1f "
+          "GMAC/s\n",
+          rows, cols, tokens, best[0] / calls * 1e9, per_call * 1e9,
+          static_cast<double>(PackedMatrixBytes(DType::kBF16, rows, cols)) / per_call * 1e-9,
+          static_cast<double>(rows) * cols * tokens / per_call * 1e-9);
+    }
+  }
+}
+
+void BenchAttention(Bench& b) {
+  struct Shape {
+    const char* what;
+    int kv_heads, group, head_dim, tokens, context;
+  };
+  for (const DType dtype : b.dtypes) {
+    const double peak = b.PeakMacsPerSecond(DType::kF32) / b.threads;
+    for (const Shape& s :
+         {Shape{"decode", 4, 8, 128, 1, 4096}, Shape{"decode", 8, 4, 128, 1, 4096},
+          Shape{"decode", 16, 1, 128, 1, 4096}, Shape{"decode", 2, 3, 32, 1, 512},
+          Shape{"prefill", 4, 8, 128, 64, 1024}, Shape{"prefill", 16, 1, 128, 64, 1024},
+          Shape{"prefill", 2, 3, 32, 64, 512}}) {
+      const int blocks = (s.context + 15) / 16;
+      const size_t stride = static_cast<size_t>(s.kv_heads) * 16 * s.head_dim;
+      const size_t bytes = 2 * blocks * stride * DTypeBytes(dtype);
+      // Enough copies that decode finds nothing in the caches.
+      const int copies = s.tokens == 1 ? static_cast<int>((size_t{192} << 20) / bytes) + 1 : 1;
+      const Arena arena(bytes * copies);
+      std::vector<int32_t> table(static_cast<size_t>(blocks) * copies);
+      for (size_t i = 0; i < table.size(); ++i) {
+        table[i] = static_cast<int32_t>(i * 7919 % table.size());
+      }
+      const int rows = s.group * s.tokens;
+      std::vector<float> q(static_cast<size_t>(rows) * s.kv_heads * s.head_dim, 0.01f);
+      std::vector<float> out(q.size());
+      std::vector<int32_t> first(rows, 0), context;
+      for (int t = 0; t < s.tokens; ++t) {
+        for (int g = 0; g < s.group; ++g) context.push_back(s.context - s.tokens + 1 + t);
+      }
+      const auto attend = [&] {
+        for (int copy = 0; copy < copies; ++copy) {
+          b.pool.ParallelFor(s.kv_heads, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t head = begin; head < end; ++head) {
+              std::vector<ptrdiff_t> offsets;
+              for (int t = 0; t < s.tokens; ++t) {
+                for (int g = 0; g < s.group; ++g) {
+                  offsets.push_back(((t * s.kv_heads + head) * s.group + g) *
+                                    static_cast<ptrdiff_t>(s.head_dim));
+                }
+              }
+              AttentionArgs args = {};
+              args.kv_dtype = dtype;
+              args.k_cache = arena.data();
+              args.v_cache = arena.data() + stride * DTypeBytes(dtype);
+              args.k_block_stride = args.v_block_stride = 2 * stride;
+              args.blocks = table.data() + static_cast<size_t>(copy) * blocks;
+              args.head_dim = s.head_dim;
+              args.kv_head = static_cast<int>(head);
+              args.rows = rows;
+              args.q = q.data();
+              args.out = out.data();
+              args.q_offsets = offsets.data();
+              args.first_visible = first.data();
+              args.context = context.data();
+              args.scale = 0.1f;
+              b.ops->attention(args);
+            }
+          });
+        }
+      };
+      const auto best = b.Best(
+          {[&] { b.ReadAll(arena.data(), bytes * copies / 4096 * 4096); }, attend}, b.rounds);
+      double keys = 0;
+      for (const int c : context) keys += c;
+      const double macs = keys * s.kv_heads * 2 * s.head_dim * copies;
+      std::printf(
+          "attention %-4s %-7s kv heads %2d x %d, head_dim %3d, context %4d: %8.1f us/call, "
+          "%5.1f GB/s = %3.0f%% of read, %5.1f GMAC/s = %3.0f%% of peak\n",
+          DTypeName(dtype), s.what, s.kv_heads, s.group, s.head_dim, s.context,
+          best[1] / copies * 1e6, static_cast<double>(bytes) * copies / best[1] * 1e-9,
+          100 * best[0] / best[1], macs / best[1] * 1e-9,
+          100 * macs / best[1] / (peak * b.threads));
+    }
+  }
+}
+
+void BenchPool(Bench& b) {
+  const int regions = 20000;
+  const auto best = b.Best({[&] {
+                              for (int i = 0; i < regions; ++i) b.pool.Run([](int) {});
+                            },
+                            [&] {
+                              for (int i = 0; i < regions; ++i) {
+                                b.pool.ParallelFor(b.threads * 4, 1, [](int64_t, int64_t) {});
+                              }
+                            }},
+                           b.rounds);
+  std::printf("pool %d threads: Run %.0f ns, ParallelFor of %d pieces %.0f ns\n", b.threads,
+              best[0] / regions * 1e9, b.threads * 4, best[1] / regions * 1e9);
+}
+
+int Main(int argc, char** argv) {
+  Isa isa = Isa::kAuto;
+  int threads = UsableCores();
+  int rounds = 15;
+  std::set<std::string> wanted;
+  std::string only;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    const bool more = i + 1 < argc;
+    if (arg == "--isa" && more) {
+      if (!ParseIsa(argv[++i], &isa)) {
+        std::fprintf(stderr, "unknown instruction set %s\n", argv[i]);
+        return 2;
+      }
+    } else if (arg == "--threads" && more) {
+      threads = std::clamp(std::atoi(argv[++i]), 1, 64);
+    } else if (arg == "--rounds" && more) {
+      rounds = std::max(1, std::atoi(argv[++i]));
+    } else if (arg == "--dtype" && more) {
+      only = argv[++i];
+    } else {
+      wanted.insert(arg);
+    }
+  }
+  const Ops* ops = SelectOps(isa);
+  if (ops == nullptr) {
+    std::fprintf(stderr, "this CPU cannot run that instruction set\n");
+    return 2;
+  }
+  Bench bench{ops, threads, rounds, ThreadPool(threads, true)};
+  if (!only.empty()) {
+    std::erase_if(bench.dtypes, [&](DType dtype) { return only != DTypeName(dtype); });
+  }
+  ThreadPool::PinCaller();
+  std::printf("isa %s, %d threads\n", ops->name, threads);
+  const struct {
+    const char* name;
+    void (*run)(Bench&);
+  } kSections[] = {{"stream", BenchStream},
+                   {"matmul", BenchMatmul},
+                   {"small", BenchSmall},
+                   {"attention", BenchAttention},
+                   {"pool", BenchPool}};
+  for (const auto& section : kSections) {
+    if (wanted.empty() || wanted.count(section.name) != 0) section.run(bench);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace sluice::cpu
+
+int main(int argc, char** argv) { return sluice::cpu::Main(argc, argv); }
