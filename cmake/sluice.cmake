@@ -1,9 +1,11 @@
 # Compile rules shared by every module, and the two functions that declare modules and tests.
 
 find_package(Threads REQUIRED)
-find_package(Boost 1.81 REQUIRED)
-find_package(nlohmann_json REQUIRED)
-find_package(spdlog REQUIRED)
+if(NOT SLUICE_KERNELS_ONLY)
+  find_package(Boost 1.81 REQUIRED)
+  find_package(nlohmann_json REQUIRED)
+  find_package(spdlog REQUIRED)
+endif()
 
 # What every translation unit of ours is compiled with.
 add_library(sluice_options INTERFACE)

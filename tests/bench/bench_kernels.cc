@@ -103,8 +103,9 @@ void BenchStream(Bench& b) {
   const size_t total = size_t{512} << 20;
   const Arena arena(total);
   for (const DType dtype : b.dtypes) {
-    for (const auto& [rows, cols] :
+    for (const auto& shape :
          {std::pair(768, 2048), {2048, 768}, {2048, 2048}, {4096, 4096}, {50304, 2048}}) {
+      const int rows = shape.first, cols = shape.second;
       const size_t bytes = PackedMatrixBytes(dtype, rows, cols);
       const int matrices = std::max(1, static_cast<int>((size_t{24} << 20) / bytes));
       const size_t window = matrices * bytes;
@@ -146,7 +147,8 @@ void BenchMatmul(Bench& b) {
   for (const DType dtype : b.dtypes) {
     const double peak = b.PeakMacsPerSecond(dtype);
     std::printf("peak %-4s: %.1f GMAC/s\n", DTypeName(dtype), peak * 1e-9);
-    for (const auto& [rows, cols] : {std::pair(768, 2048), {2048, 768}, {2048, 2048}}) {
+    for (const auto& shape : {std::pair(768, 2048), {2048, 768}, {2048, 2048}}) {
+      const int rows = shape.first, cols = shape.second;
       const Arena weights(PackedMatrixBytes(dtype, rows, cols));
       for (const int tokens : {1, 2, 4, 6, 8, 12, 16, 32, 64, 128, 512}) {
         if (dtype != DType::kBF16 && tokens != 1 && tokens != 8 && tokens != 512) continue;
@@ -187,7 +189,8 @@ void BenchMatmul(Bench& b) {
 
 // Shapes of a small model: the cost of a call.
 void BenchSmall(Bench& b) {
-  for (const auto& [rows, cols] : {std::pair(96, 192), {192, 96}, {576, 192}, {4096, 192}}) {
+  for (const auto& shape : {std::pair(96, 192), {192, 96}, {576, 192}, {4096, 192}}) {
+    const int rows = shape.first, cols = shape.second;
     const Arena weights(PackedMatrixBytes(DType::kBF16, rows, cols));
     for (const int tokens : {1, 4, 16}) {
       std::vector<float> x(static_cast<size_t>(tokens) * cols, 0.5f);
