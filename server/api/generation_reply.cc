@@ -90,6 +90,7 @@ class GenerationReply final : public PendingReply {
   void OnToken(Choice& choice, const TokenOutput& token, Clock::time_point time);
   void OnFinish(Choice& choice, const Finish& finish);
   void Complete(Choice& choice, std::string reason);
+  void Observe(const Choice& choice, std::string_view reason);
   TokenEntry Entry(const TokenOutput& token, int64_t offset) const;
   bool Complete() const { return completed_ == choices_.size(); }
   bool CompleteWith(const ApiError& error, HttpResponse& response);
@@ -255,9 +256,11 @@ void GenerationReply::OnFinish(Choice& choice, const Finish& finish) {
       break;
     }
     case FinishReason::kCancelled:
+      Observe(choice, "abort");
       failure_ = openai::UnavailableError("The request was cancelled: the server is stopping.");
       break;
     case FinishReason::kError:
+      Observe(choice, "error");
       failure_ = openai::ServerError(finish.error.message);
       break;
   }
@@ -267,12 +270,15 @@ void GenerationReply::Complete(Choice& choice, std::string reason) {
   choice.finish_reason = std::move(reason);
   choice.touched = true;
   ++completed_;
-  if (context_.metrics) {
-    context_.metrics->ObserveRequest(
-        choice.finish_reason, SecondsSince(arrival_),
-        static_cast<int>(plan_.prompts[static_cast<size_t>(choice.prompt)].tokens.size()),
-        choice.completion_tokens);
-  }
+  Observe(choice, choice.finish_reason);
+}
+
+void GenerationReply::Observe(const Choice& choice, std::string_view reason) {
+  if (!context_.metrics) return;
+  const PlannedPrompt& prompt = plan_.prompts[static_cast<size_t>(choice.prompt)];
+  context_.metrics->ObserveRequest(reason, SecondsSince(arrival_),
+                                   static_cast<int>(prompt.tokens.size()),
+                                   choice.completion_tokens);
 }
 
 void GenerationReply::Receive(Mail& mail) {
@@ -322,7 +328,9 @@ bool GenerationReply::CompleteWith(const ApiError& error, HttpResponse& response
     response.body += openai::SseEvent(error.ToJson());
     response.body += openai::kSseDone;
   } else {
-    response = ErrorResponse(error);
+    HttpResponse failed = ErrorResponse(error);
+    for (auto& header : response.headers) failed.headers.push_back(std::move(header));
+    response = std::move(failed);
   }
   return true;
 }
@@ -420,12 +428,7 @@ void GenerationReply::Withdraw() {
     if (!choice.id || choice.ended_in_engine) continue;
     context_.model->Cancel(*choice.id);
     choice.ended_in_engine = true;
-    if (choice.finish_reason.empty() && context_.metrics) {
-      context_.metrics->ObserveRequest(
-          failure_ && failure_->status == 500 ? "error" : "abort", SecondsSince(arrival_),
-          static_cast<int>(plan_.prompts[static_cast<size_t>(choice.prompt)].tokens.size()),
-          choice.completion_tokens);
-    }
+    if (choice.finish_reason.empty()) Observe(choice, "abort");
   }
 }
 

@@ -1,7 +1,6 @@
 #include "server/api/service.h"
 
 #include <algorithm>
-#include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "engine/base/utf8.h"
@@ -308,10 +307,6 @@ bool Service::Admit(const HttpRequest& head, HttpResponse* refusal) {
     response.headers.emplace_back("Allow", match.allow);
     return refuse(std::move(response));
   }
-  const std::string_view length = head.Header("content-length");
-  uint64_t bytes = 0;
-  std::from_chars(length.data(), length.data() + length.size(), bytes);
-  if (bytes > options_.body_limit_bytes) return refuse(ProtocolError(413, {}));
   return true;
 }
 

@@ -22,7 +22,7 @@ namespace sluice {
 struct ServiceOptions {
   std::vector<std::string> cors_origins;  // "*": any
   bool metrics_require_key = false;
-  size_t body_limit_bytes = 8 << 20;  // for refusing by Content-Length
+  size_t body_limit_bytes = 8 << 20;  // what the 413 message names
   size_t stream_buffer_bytes = 1 << 20;
 };
 

@@ -21,7 +21,7 @@ struct ServerSettings {
   std::string host = "127.0.0.1";
   int port = 8080;         // 0: any free one
   int threads = 2;         // I/O threads
-  int worker_threads = 1;  // parse and tokenize bodies above 64 KiB, away from the I/O threads
+  int worker_threads = 1;  // parse and tokenize bodies above 16 KiB, away from the I/O threads
   int max_connections = 1024;
   Bytes body_limit{8 << 20};
   Bytes header_limit{16 << 10};

@@ -2,6 +2,7 @@
 
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <vector>
@@ -17,13 +18,11 @@ std::string Place(const std::string& file, const toml::node& node) {
   return file + ":" + std::to_string(node.source().begin.line);
 }
 
-Error UnknownKey(const std::string& place, const std::string& what, std::string_view word,
-                 std::span<const std::string> candidates, std::string_view prefix) {
-  std::string message = place + ": unknown " + what + " \"" + std::string(word) + "\"";
-  const std::string_view nearest = Nearest(word, candidates);
-  if (!nearest.empty()) {
-    message += "; did you mean \"" + std::string(prefix) + std::string(nearest) + "\"?";
-  }
+// `suggestion` may be empty.
+Error Unknown(const std::string& place, const std::string& what, const std::string& name,
+              const std::string& suggestion) {
+  std::string message = place + ": unknown " + what + " \"" + name + "\"";
+  if (!suggestion.empty()) message += "; did you mean \"" + suggestion + "\"?";
   return InvalidArgument(std::move(message));
 }
 
@@ -66,7 +65,10 @@ Result<void> ApplySection(std::string_view section, const toml::table& table,
     const std::string name = std::string(section) + "." + std::string(key.str());
     const Setting* setting = FindSetting(name);
     if (!setting) {
-      return UnknownKey(Place(file, node), "key", name, KeysOf(section), "");
+      const std::vector<std::string> keys = KeysOf(section);
+      const std::string_view nearest = Nearest(key.str(), keys);
+      return Unknown(Place(file, node), "key", name,
+                     nearest.empty() ? "" : std::string(section) + "." + std::string(nearest));
     }
     const Result<void> set = SetFromToml(*setting, node, config.values);
     if (!set) return WithContext(Place(file, node) + ": " + name, set.error());
@@ -88,17 +90,18 @@ Result<void> ApplyFile(std::string_view text, const std::string& file, LoadedCon
     const std::vector<std::string> keys = KeysOf(section);
     const auto* table = node.as_table();
     if (keys.empty() && !table) {
-      // A key outside any section: suggest the setting of that name.
+      // A key outside any section: suggest the first setting of that name, or of one like it.
       std::vector<std::string> names;
-      for (const Setting& setting : Settings()) {
-        if (setting.key == section)
-          return UnknownKey(Place(file, node), "key", section, std::vector{setting.name()}, "");
-        names.push_back(setting.name());
-      }
-      return UnknownKey(Place(file, node), "key", section, names, "");
+      for (const Setting& setting : Settings()) names.emplace_back(setting.key);
+      const auto nearest = std::find(names.begin(), names.end(), Nearest(section, names));
+      return Unknown(Place(file, node), "key", section,
+                     nearest == names.end()
+                         ? ""
+                         : Settings()[static_cast<size_t>(nearest - names.begin())].name());
     }
     if (keys.empty()) {
-      return UnknownKey(Place(file, node), "section", section, SectionNames(), "");
+      return Unknown(Place(file, node), "section", section,
+                     std::string(Nearest(section, SectionNames())));
     }
     if (!table) {
       return InvalidArgument(Place(file, node) + ": \"" + section + "\" is a section; write [" +

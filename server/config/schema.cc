@@ -46,7 +46,7 @@ const std::array kSettings = {
             1,
             64,
             {},
-            "Threads that parse and tokenize request bodies above 64 KiB."},
+            "Threads that parse and tokenize request bodies above 16 KiB."},
     Setting{"server",
             "max_connections",
             "--max-connections",

@@ -318,7 +318,9 @@ asio::awaitable<bool> Connection::Pump(HttpReply reply, bool head_only, Framing 
       break;
     }
   }
-  if (client_gone_) outcome.end = ExchangeEnd::kClientGone;
+  if (client_gone_ && outcome.end == ExchangeEnd::kComplete) {
+    outcome.end = ExchangeEnd::kClientGone;
+  }
   reply.pending.reset();  // before anything else waits: a client that left frees its work at once
   co_await StopWatching();
   co_return sent && !client_gone_;
@@ -429,7 +431,7 @@ asio::awaitable<Connection::Next> Connection::ServeOne() {
   const HttpServerOptions& options = server_->options;
   RequestParser parser;
   parser.header_limit(static_cast<uint32_t>(options.header_limit_bytes));
-  parser.body_limit(options.body_limit_bytes);
+  parser.body_limit(boost::none);  // checked below, after the handler has had its say
 
   if (buffer_.size() == 0) {
     Arm(options.idle_timeout, true);
@@ -482,6 +484,11 @@ asio::awaitable<Connection::Next> Connection::Serve(RequestParser& parser, HttpR
     refused = !server_->handler.Admit(request, &refusal);
   }
   const auto length = parser.content_length();
+  if (!refused && length && *length > server_->options.body_limit_bytes) {
+    refused = true;
+    refusal = server_->handler.ProtocolError(413, {});
+  }
+  parser.body_limit(server_->options.body_limit_bytes);
   const bool short_body = length ? *length <= kLargeBodyBytes : !parser.chunked();
   if (refused && (expects || !short_body)) {
     Framing close = framing();
@@ -516,6 +523,7 @@ asio::awaitable<Connection::Next> Connection::Serve(RequestParser& parser, HttpR
   if (reply.pending) {
     if (http10 && reply.pending->streamed()) frame.keep_alive = false;
     sent = co_await Pump(std::move(reply), head_only, frame, outcome);
+    frame.keep_alive = frame.keep_alive && !server_->draining.load();
   } else {
     sent = co_await SendWhole(std::move(reply.response), head_only, frame, outcome);
   }

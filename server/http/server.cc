@@ -24,6 +24,8 @@ namespace {
 
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
+constexpr int kSendBufferBytes = 256 << 10;
+
 Error ListenError(const HttpServerOptions& options, const std::string& what,
                   const error_code& error) {
   return IoError("cannot " + what + " " + options.host + ":" + std::to_string(options.port) + ": " +
@@ -58,17 +60,27 @@ asio::awaitable<void> HttpServer::Impl::Accept() {
     }
     error_code ignored;
     socket.set_option(tcp::no_delay(true), ignored);
+    // The kernel would let the buffer of a client that does not read grow to megabytes.
+    socket.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
+    // Those over the limit are told so, as long as they are not a flood themselves.
+    if (open.load() >= 2 * options.max_connections) continue;
     StartConnection(self, std::move(socket), open.load() >= options.max_connections);
   }
 }
 
-HttpServer::HttpServer(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HttpServer::HttpServer(std::unique_ptr<Context> context, std::shared_ptr<Impl> impl)
+    : context_(std::move(context)), impl_(std::move(impl)) {}
 
-HttpServer::~HttpServer() { Stop(); }
+HttpServer::~HttpServer() {
+  Stop();
+  impl_.reset();
+  context_.reset();
+}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpServerOptions& options,
                                                        HttpHandler& handler) {
-  auto impl = std::make_shared<Impl>(options, handler);
+  auto context = std::make_unique<Context>(options);
+  auto impl = std::make_shared<Impl>(options, handler, *context);
   impl->run_tag = std::random_device{}();
   error_code error;
   tcp::resolver resolver(impl->io);
@@ -86,7 +98,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpServerOptions& 
   if (!error) acceptor.bind(endpoint, error);
   if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (error) return ListenError(options, "listen on", error);
-  return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
+  return std::unique_ptr<HttpServer>(new HttpServer(std::move(context), std::move(impl)));
 }
 
 int HttpServer::port() const {
@@ -103,11 +115,8 @@ std::string HttpServer::url() const {
 void HttpServer::Run() {
   asio::co_spawn(impl_->io, impl_->Accept(), asio::detached);
   for (int i = 0; i < impl_->options.threads; ++i) {
-    impl_->threads.emplace_back([impl = impl_] {
-      // Work is always outstanding while the acceptor is; Stop ends it.
-      auto guard = asio::make_work_guard(impl->io);
-      impl->io.run();
-    });
+    // The acceptor is outstanding work: run returns when Stop stops the context.
+    context_->threads.emplace_back([&io = context_->io] { io.run(); });
   }
 }
 
@@ -163,11 +172,11 @@ void HttpServer::AbortReplies() {
 }
 
 void HttpServer::Stop() {
-  impl_->io.stop();
-  for (std::thread& thread : impl_->threads) thread.join();
-  impl_->threads.clear();
-  impl_->workers.stop();
-  impl_->workers.join();
+  context_->io.stop();
+  for (std::thread& thread : context_->threads) thread.join();
+  context_->threads.clear();
+  context_->workers.stop();
+  context_->workers.join();
 }
 
 int HttpServer::open_connections() const { return impl_->open.load(); }

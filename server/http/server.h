@@ -33,7 +33,7 @@ struct HttpServerOptions {
 };
 
 // Bodies above this are handled on a worker thread: parsing and tokenizing them takes milliseconds.
-inline constexpr size_t kLargeBodyBytes = 64 << 10;
+inline constexpr size_t kLargeBodyBytes = 16 << 10;
 
 class HttpServer {
  public:
@@ -72,7 +72,9 @@ class HttpServer {
   struct Impl;
 
  private:
-  explicit HttpServer(std::shared_ptr<Impl> impl);
+  struct Context;
+  HttpServer(std::unique_ptr<Context> context, std::shared_ptr<Impl> impl);
+  std::unique_ptr<Context> context_;
   std::shared_ptr<Impl> impl_;
 };
 

@@ -19,20 +19,26 @@ namespace sluice {
 
 class Connection;
 
+// Where coroutines run. It is no part of Impl: coroutines share Impl, and destroying the context
+// destroys them.
+struct HttpServer::Context {
+  explicit Context(const HttpServerOptions& options)
+      : io(options.threads), workers(static_cast<size_t>(options.worker_threads)) {}
+
+  boost::asio::io_context io;
+  boost::asio::thread_pool workers;
+  std::vector<std::thread> threads;
+};
+
 struct HttpServer::Impl : std::enable_shared_from_this<HttpServer::Impl> {
-  Impl(const HttpServerOptions& o, HttpHandler& h)
-      : options(o),
-        handler(h),
-        io(o.threads),
-        acceptor(io),
-        workers(static_cast<size_t>(o.worker_threads)) {}
+  Impl(const HttpServerOptions& o, HttpHandler& h, Context& context)
+      : options(o), handler(h), io(context.io), workers(context.workers), acceptor(io) {}
 
   const HttpServerOptions options;
   HttpHandler& handler;
-  boost::asio::io_context io;
+  boost::asio::io_context& io;
+  boost::asio::thread_pool& workers;
   boost::asio::ip::tcp::acceptor acceptor;
-  boost::asio::thread_pool workers;
-  std::vector<std::thread> threads;
 
   std::atomic<int> open = 0;
   std::atomic<int> in_progress = 0;

@@ -1,0 +1,172 @@
+#include "server/commands/load_model.h"
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "engine/arch/hf_config.h"
+#include "engine/base/file.h"
+#include "engine/base/json.h"
+#include "engine/model/model.h"
+#include "server/api/model_codec.h"
+#include "server/config/memory.h"
+#include "server/system/notify.h"
+
+namespace sluice {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kMaxConfigBytes = 16 << 20;
+
+// model.kv_dtype, with "auto" settled from the type that config.json gives the weights.
+Result<DType> KvDType(const std::string& setting, const fs::path& directory) {
+  if (setting == "f32") return DType::kF32;
+  if (setting == "f16") return DType::kF16;
+  if (setting == "bf16") return DType::kBF16;
+  const auto text = ReadTextFile(directory / "config.json", kMaxConfigBytes);
+  if (!text) return text.error();
+  const auto json = ParseJson(*text, "config.json");
+  if (!json) return json.error();
+  for (const char* name : {"dtype", "torch_dtype"}) {
+    const auto field = json->find(name);
+    if (field != json->end() && *field == "float32") return DType::kF32;
+  }
+  return DType::kF16;
+}
+
+uint64_t WeightBytes(const fs::path& directory) {
+  uint64_t bytes = 0;
+  std::error_code error;
+  for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() != ".safetensors") continue;
+    std::error_code ignored;
+    const auto size = it->file_size(ignored);
+    if (!ignored) bytes += size;
+  }
+  return bytes;
+}
+
+// Tokens that one request may use, before memory is considered.
+Result<int> WantedContext(const ModelSettings& settings, const ModelConfig& model) {
+  if (settings.context == 0) return model.max_positions;
+  if (settings.context > model.max_positions) {
+    return InvalidArgument("model.context is " + std::to_string(settings.context) +
+                           ", but the model was made for " + std::to_string(model.max_positions) +
+                           " tokens (max_position_embeddings)");
+  }
+  return settings.context;
+}
+
+Result<KvPlan> MakeKvPlan(const Config& config, const ModelConfig& model, DType kv_dtype,
+                          Logger& log) {
+  const Result<int> wanted = WantedContext(config.model, model);
+  if (!wanted) return wanted.error();
+  const size_t block_bytes = KvBytesPerBlock(model, kv_dtype);
+  const uint64_t available = AvailableMemoryBytes();
+  const KvPlan plan = PlanKv(static_cast<uint64_t>(config.model.kv_memory.count), available,
+                             WeightBytes(config.model.path), block_bytes, kKvBlockTokens, *wanted);
+  if (plan.blocks == 0) {
+    return ResourceExhausted("there is no memory for the KV cache: one block takes " +
+                             std::to_string(block_bytes) + " bytes, " + std::to_string(available) +
+                             " bytes are available; set model.kv_memory");
+  }
+  if (plan.context < *wanted) {
+    if (config.model.context > 0) {
+      return ResourceExhausted("model.context of " + std::to_string(*wanted) +
+                               " tokens does not fit: the KV cache holds " +
+                               std::to_string(plan.context) + " tokens; raise model.kv_memory");
+    }
+    log.Warn("the KV cache does not hold a full context; requests are limited to what fits",
+             {{"model_context", *wanted}, {"context", plan.context}});
+  }
+  log.Info("planned the KV cache", {{"blocks", plan.blocks},
+                                    {"bytes", static_cast<uint64_t>(plan.blocks) * block_bytes},
+                                    {"dtype", DTypeName(kv_dtype)},
+                                    {"context", plan.context},
+                                    {"memory_available_bytes", available}});
+  return plan;
+}
+
+Result<std::unique_ptr<Model>> LoadModel(const Config& config, const ModelConfig& architecture,
+                                         Logger& log) {
+  const fs::path directory = config.model.path;
+  const Result<DType> kv_dtype = KvDType(config.model.kv_dtype, directory);
+  if (!kv_dtype) return kv_dtype.error();
+  const Result<KvPlan> plan = MakeKvPlan(config, architecture, *kv_dtype, log);
+  if (!plan) return plan.error();
+  ModelOptions options;
+  if (!cpu::ParseIsa(config.engine.cpu_isa.c_str(), &options.isa) ||
+      cpu::SelectOps(options.isa) == nullptr) {
+    return Unsupported("engine.cpu_isa " + config.engine.cpu_isa +
+                       ": this CPU or this build does not have it; use auto");
+  }
+  options.threads = config.engine.threads;
+  options.max_batch_tokens = config.engine.max_batch_tokens;
+  options.max_sequences = config.engine.max_running;
+  options.max_context = plan->context;
+  options.kv_blocks = plan->blocks;
+  options.kv_dtype = *kv_dtype;
+  options.progress = [shown = -1](double fraction) mutable {
+    const int tenth = static_cast<int>(fraction * 10);
+    if (tenth == shown) return;
+    shown = tenth;
+    NotifyStatus("loading the model: " + std::to_string(tenth * 10) + "%");
+  };
+  return Model::Load(directory, options);
+}
+
+}  // namespace
+
+std::string ModelId(const ModelSettings& settings) {
+  if (!settings.id.empty()) return settings.id;
+  std::error_code ignored;
+  const fs::path path = fs::weakly_canonical(settings.path, ignored);
+  const std::string name = path.filename().string();
+  return name.empty() ? "model" : name;
+}
+
+Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
+                                                     std::shared_ptr<Metrics> metrics,
+                                                     Logger& log) {
+  const auto start = std::chrono::steady_clock::now();
+  const fs::path directory = config.model.path;
+  const auto architecture = LoadHfConfig(directory);
+  if (!architecture) return architecture.error();
+  auto served = std::make_shared<ServedModel>();
+  auto codec = LoadModelCodec(directory);
+  if (!codec) return codec.error();
+  served->codec = std::move(*codec);
+  auto model = LoadModel(config, *architecture, log);
+  if (!model) return model.error();
+
+  served->id = ModelId(config.model);
+  served->created = std::chrono::duration_cast<std::chrono::seconds>(
+                        std::chrono::system_clock::now().time_since_epoch())
+                        .count();
+  served->family = (*model)->config().family;
+  served->vocab = (*model)->config().vocab;
+  served->eos_ids = (*model)->config().eos_ids;
+  served->max_running = config.engine.max_running;
+  served->max_queue = config.engine.max_queue;
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  log.Info("loaded the model", {{"model", served->id},
+                                {"family", served->family},
+                                {"isa", (*model)->isa()},
+                                {"weights", DTypeName((*model)->weight_dtype())},
+                                {"threads", (*model)->options().threads},
+                                {"weight_bytes", (*model)->footprint().weight_bytes},
+                                {"seconds", seconds.count()}});
+  EngineOptions options;
+  options.max_queue = config.engine.max_queue;
+  options.max_running = config.engine.max_running;
+  options.max_batch_tokens = config.engine.max_batch_tokens;
+  options.prefill_chunk = config.engine.prefill_chunk;
+  served->engine = Engine::Start(std::move(*model), options,
+                                 [metrics](int batch_tokens, int sequences, double step_seconds) {
+                                   metrics->ObserveStep(batch_tokens, sequences, step_seconds);
+                                 });
+  served->max_context = served->engine->max_context();
+  return served;
+}
+
+}  // namespace sluice

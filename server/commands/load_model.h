@@ -1,0 +1,22 @@
+// From a model directory and settings to a ServedModel.
+#pragma once
+
+#include <memory>
+
+#include "engine/base/log.h"
+#include "engine/base/result.h"
+#include "server/api/served_model.h"
+#include "server/config/config.h"
+#include "server/metrics/metrics.h"
+
+namespace sluice {
+
+// Name that clients use: model.id, or the last part of the path.
+std::string ModelId(const ModelSettings& settings);
+
+// Checks the directory, plans KV memory, loads weights, tokenizer and template, and starts the
+// engine. Takes as long as reading the weights does. Errors name the file and the fault.
+Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
+                                                     std::shared_ptr<Metrics> metrics, Logger& log);
+
+}  // namespace sluice

@@ -1,0 +1,40 @@
+// The sluice binary: one subcommand per job.
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "server/commands/commands.h"
+#include "server/version.h"
+
+namespace {
+
+constexpr const char* kFooter = R"(Examples:
+  sluice serve --model deploy/demo-model            serve on http://127.0.0.1:8080
+  sluice bench --model deploy/demo-model --json     measure this machine
+  sluice eval --model deploy/demo-model --text FILE measure the model
+
+`sluice COMMAND --help` is the manual of a command.)";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("sluice: an inference server for sparse Mixture-of-Experts language models",
+               "sluice");
+  app.set_version_flag("--version", std::string("sluice ") + sluice::kVersion);
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  app.get_formatter()->column_width(36);
+  int exit_code = 0;
+  sluice::AddServe(app, &exit_code);
+#ifdef SLUICE_HAS_BENCH
+  sluice::AddBench(app, &exit_code);
+#endif
+#ifdef SLUICE_HAS_EVAL
+  sluice::AddEval(app, &exit_code);
+#endif
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : sluice::kExitUsage;
+  }
+  return exit_code;
+}
