@@ -21,7 +21,8 @@ class ModelTextStream final : public TextStream {
     size_t given = 0;
     for (const int32_t id : prompt) given += decoder_.Push(id).size();
     // The decoder may hold back the end of the prompt until it sees more.
-    held_of_prompt_ = tokenizer_->Decode(prompt, skip_special_).substr(given);
+    const std::string whole = tokenizer_->Decode(prompt, skip_special_);
+    held_of_prompt_ = whole.substr(std::min(given, whole.size()));
   }
 
   std::string Push(int32_t token) override { return WithoutPrompt(decoder_.Push(token)); }
