@@ -1,5 +1,6 @@
 #include "engine/model/model.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -54,6 +55,9 @@ Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& dire
   Result<SafetensorsReader> reader = SafetensorsReader::Open(directory);
   if (!reader) return reader.error();
   if (options.max_context == 0) options.max_context = config->max_positions;
+  // No sequence can outgrow the cache, so neither need the tables.
+  options.max_context = static_cast<int>(
+      std::min<int64_t>(options.max_context, int64_t{options.kv_blocks} * kKvBlockTokens));
 
   Result<ModelWeights> weights = LoadWeights(*reader, *config, backend.get(), options.progress);
   if (!weights) return WithContext(directory.string(), weights.error());

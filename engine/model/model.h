@@ -30,7 +30,8 @@ struct ModelOptions {
   bool pin_threads = false;
   int max_batch_tokens = 512;  // tokens in one Forward, over all chunks
   int max_sequences = 64;      // chunks in one Forward
-  int max_context = 0;         // tokens per sequence; 0: the model's max_positions
+  int max_context = 0;         // tokens per sequence; 0: the model's max_positions. Resolved to
+                               // at most what kv_blocks hold
   int kv_blocks = 0;  // KV blocks of 16 tokens; REQUIRED > 0 (the caller turns memory into blocks
                       // with KvBytesPerBlock)
   std::optional<DType> kv_dtype;  // default: F32 for F32 weights, otherwise F16
@@ -52,7 +53,8 @@ struct SequenceChunk {
   LogitRows logits = LogitRows::kLast;
 };
 
-// What Forward measured about its last step; read by statistics.
+// What Forward measured about its last step; read by statistics. The last layer's experts run only
+// for the tokens whose logits were asked for.
 struct ForwardStats {
   int tokens = 0;
   int64_t expert_assignments = 0;  // (token, expert) pairs over all layers

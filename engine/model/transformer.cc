@@ -86,7 +86,7 @@ ModelFootprint Transformer::footprint() const {
   return footprint;
 }
 
-void Transformer::AttentionLayer(int index) {
+void Transformer::Attend(int index) {
   const LayerWeights& layer = weights_.layers[index];
   const KvLayer kv = cache_.layer(index);
   const int tokens = batch_.tokens();
@@ -129,38 +129,49 @@ void Transformer::AttentionLayer(int index) {
                        .out = attention_,
                        .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
                        .groups = batch_.groups(index)});
+}
+
+void Transformer::AddAttention(int index, const float* attention, int rows, float* hidden) {
+  const LayerWeights& layer = weights_.layers[index];
+  const int q_width = config_.heads * config_.head_dim;
   const LinearOutput residual = {.weight = layer.o,
                                  .bias = layer.o_bias,
-                                 .y = hidden_,
+                                 .y = hidden,
                                  .y_stride = config_.hidden,
                                  .add = true};
-  backend_->Linear({.x = attention_,
+  backend_->Linear({.x = attention,
                     .x_stride = q_width,
-                    .tokens = tokens,
-                    .cols = static_cast<int>(q_width),
+                    .tokens = rows,
+                    .cols = q_width,
                     .norm_weight = nullptr,
                     .norm_eps = 0,
                     .normed = nullptr,
                     .outputs = {&residual, 1}});
 }
 
-std::span<const float> Transformer::Logits(std::span<const SequenceChunk> chunks) {
+int Transformer::SelectLogitRows(std::span<const SequenceChunk> chunks) {
   const auto hidden = static_cast<size_t>(config_.hidden);
-  int rows = 0;
+  const auto q_width = static_cast<size_t>(config_.heads) * config_.head_dim;
+  size_t rows = 0;
   size_t token = 0;
   for (const SequenceChunk& chunk : chunks) {
     const size_t count = chunk.tokens.size();
     size_t wanted = 0;
     if (chunk.logits == LogitRows::kLast) wanted = 1;
     if (chunk.logits == LogitRows::kAll) wanted = count;
-    std::memcpy(last_ + static_cast<size_t>(rows) * hidden,
-                hidden_ + (token + count - wanted) * hidden, wanted * hidden * sizeof(float));
-    rows += static_cast<int>(wanted);
+    const size_t first = token + count - wanted;
+    std::memcpy(last_ + rows * hidden, hidden_ + first * hidden, wanted * hidden * sizeof(float));
+    std::memcpy(q_ + rows * q_width, attention_ + first * q_width,
+                wanted * q_width * sizeof(float));
+    rows += wanted;
     token += count;
   }
-  if (rows == 0) return {};
+  return static_cast<int>(rows);
+}
+
+std::span<const float> Transformer::Logits(const float* hidden, int rows) {
   const LinearOutput head = {.weight = weights_.head, .y = logits_, .y_stride = config_.vocab};
-  backend_->Linear({.x = last_,
+  backend_->Linear({.x = hidden,
                     .x_stride = config_.hidden,
                     .tokens = rows,
                     .cols = config_.hidden,
@@ -191,13 +202,25 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   batch_.Build(chunks);
   backend_->Embed(weights_.embedding, {ids_, tokens}, hidden_);
   MoeStats moe_stats;
-  for (int layer = 0; layer < config_.num_layers(); ++layer) {
-    AttentionLayer(layer);
-    moe_.Run(layer, weights_.layers[layer].moe, weights_.experts, static_cast<int>(tokens), hidden_,
-             &moe_stats);
+  const auto experts = [&](int layer, int rows, float* hidden) {
+    moe_.Run(layer, weights_.layers[layer].moe, weights_.experts, rows, hidden, &moe_stats);
+  };
+  const int last = config_.num_layers() - 1;
+  for (int layer = 0; layer < last; ++layer) {
+    Attend(layer);
+    AddAttention(layer, attention_, static_cast<int>(tokens), hidden_);
+    experts(layer, static_cast<int>(tokens), hidden_);
+  }
+  // Past the last layer's cache writes, only rows that logits are wanted for matter.
+  Attend(last);
+  const int rows = SelectLogitRows(chunks);
+  if (rows > 0) {
+    AddAttention(last, q_, rows, last_);
+    experts(last, rows, last_);
   }
   stats_ = {static_cast<int>(tokens), moe_stats.assignments, moe_stats.unique_experts};
-  return Logits(chunks);
+  if (rows == 0) return {};
+  return Logits(last_, rows);
 }
 
 }  // namespace sluice

@@ -36,8 +36,14 @@ class Transformer final : public Model {
               std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
               MoeRunner moe);
   Result<> AllocateArena();
-  void AttentionLayer(int layer);
-  std::span<const float> Logits(std::span<const SequenceChunk> chunks);
+  // Norm, projections, cache and attention: leaves its output in attention_.
+  void Attend(int layer);
+  // Adds the output projection of `rows` rows of `attention` to `hidden`.
+  void AddAttention(int layer, const float* attention, int rows, float* hidden);
+  // Copies the rows that logits are wanted for from attention_ and hidden_ to q_ and last_; returns
+  // their number.
+  int SelectLogitRows(std::span<const SequenceChunk> chunks);
+  std::span<const float> Logits(const float* hidden, int rows);
 
   ModelConfig config_;
   ModelOptions options_;
@@ -56,7 +62,7 @@ class Transformer final : public Model {
   float* k_ = nullptr;          // [max_batch_tokens, kv_heads * head_dim]
   float* v_ = nullptr;          // same
   float* attention_ = nullptr;  // [max_batch_tokens, heads * head_dim]
-  float* last_ = nullptr;       // [max_batch_tokens, hidden], rows that want logits
+  float* last_ = nullptr;       // [max_batch_tokens, hidden], the stream of rows that want logits
   float* logits_ = nullptr;     // [max_batch_tokens, vocab]
 };
 

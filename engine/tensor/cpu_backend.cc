@@ -137,10 +137,11 @@ int64_t CpuBackend::ChunkTarget(int64_t total_cost) const {
 
 void CpuBackend::AddChunks(int index, int panels, size_t panel_bytes, int tokens, int64_t target) {
   const int64_t cost = PanelCost(panel_bytes, tokens);
-  int64_t step = std::clamp<int64_t>((target + cost / 2) / cost, 1, kChunkPanels);
-  if (tokens > kTileTokens) {
-    step = std::min(step, std::max<int64_t>(1, kMaxChunkBytes / static_cast<int64_t>(panel_bytes)));
-  }
+  const int64_t max_bytes = tokens > kTileTokens ? kMaxReusedBytes : kMaxChunkBytes;
+  const int64_t most =
+      std::clamp<int64_t>(max_bytes / static_cast<int64_t>(panel_bytes), 1, kChunkPanels);
+  int64_t step = std::clamp<int64_t>((target + cost / 2) / cost, 1, most);
+  if (step > kKernelPanels) step -= step % kKernelPanels;
   for (int begin = 0; begin < panels; begin += static_cast<int>(step)) {
     chunks_.push_back({index, begin, std::min(panels, begin + static_cast<int>(step))});
   }
@@ -233,19 +234,23 @@ void CpuBackend::TopKToken(const TopKArgs& args, int token) {
   if (args.gate != nullptr) {
     weights[args.k] = 1.0f / (1.0f + std::exp(-args.gate[token * args.gate_stride]));
   }
-  float sum = 0;
-  for (int slot = 0; slot < args.k; ++slot) {
-    // Not-a-number never compares greater, so broken weights still select valid experts.
-    int best = -1;
-    for (int e = 0; e < args.n; ++e) {
-      if (std::find(ids, ids + slot, e) != ids + slot) continue;
-      if (best < 0 || p[e] > p[best]) best = e;
+  // Insertion into a short sorted list. A later expert must be greater to pass an earlier one, so
+  // ties go to the lower index; not-a-number passes nobody, so broken weights still select valid
+  // experts.
+  int count = 0;
+  for (int e = 0; e < args.n; ++e) {
+    if (count == args.k && !(p[e] > weights[count - 1])) continue;
+    int place = count < args.k ? count++ : count - 1;
+    for (; place > 0 && p[e] > weights[place - 1]; --place) {
+      weights[place] = weights[place - 1];
+      ids[place] = ids[place - 1];
     }
-    ids[slot] = best;
-    weights[slot] = p[best];
-    sum += p[best];
+    weights[place] = p[e];
+    ids[place] = e;
   }
   if (!args.renormalize) return;
+  float sum = 0;
+  for (int slot = 0; slot < args.k; ++slot) sum += weights[slot];
   for (int slot = 0; slot < args.k; ++slot) weights[slot] /= sum;
 }
 

@@ -41,7 +41,11 @@ class CpuBackend final : public Backend {
   static constexpr int kChunkPanels = 32;  // most panels in a chunk
   // Cost of a chunk in bytes of weights; see PanelCost.
   static constexpr int64_t kMinChunkCost = 24 << 10;
-  static constexpr int64_t kMaxChunkBytes = 256 << 10;  // keeps its weights in L2 between tiles
+  // Most bytes of weights in a chunk: so that a worker slowed by other work holds up the rest for
+  // microseconds only; and less when several tiles pass over them, so that they stay in L2.
+  static constexpr int64_t kMaxChunkBytes = 512 << 10;
+  static constexpr int64_t kMaxReusedBytes = 256 << 10;
+  static constexpr int kKernelPanels = 4;  // panels that the matmul kernels take together
   static constexpr int kDTypes = 3;
 
   // Panels [begin, end) of output `index` (Linear) or of group `index` (Mlp).

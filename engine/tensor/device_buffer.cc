@@ -31,8 +31,7 @@ Result<DeviceBuffer> DeviceBuffer::Host(size_t bytes, const char* what) {
   // Maps one huge page more than asked and gives back both ends, so that the start is aligned.
   const size_t size = AlignUp(bytes, 4096);
   const size_t mapped = size + kHugePageBytes;
-  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return NoMemory(bytes, what);
   const auto base = reinterpret_cast<uintptr_t>(raw);
   const uintptr_t start = AlignUp(base, kHugePageBytes);
