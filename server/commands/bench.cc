@@ -84,7 +84,7 @@ int Run(const Arguments& arguments) {
   const Result<BenchmarkReport> report = RunBenchmark(options);
   if (!report) {
     std::fprintf(stderr, "sluice bench: %s\n", report.error().message.c_str());
-    return report.error().code == ErrorCode::kInvalidArgument ? kExitUsage : kExitFailure;
+    return report.error().code == ErrorCode::kInvalidArgument ? kExitUsage : kExitRuntime;
   }
   if (arguments.json) {
     nlohmann::ordered_json rows = nlohmann::ordered_json::array();
@@ -93,7 +93,7 @@ int Run(const Arguments& arguments) {
   } else {
     PrintTable(*report);
   }
-  return kExitSuccess;
+  return 0;
 }
 
 }  // namespace

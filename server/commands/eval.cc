@@ -113,7 +113,7 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     }
     *misses = std::move(result->misses);
   }
-  return report;
+  return Result<nlohmann::ordered_json>(boost::system::in_place_value, std::move(report));
 }
 
 void PrintTable(const nlohmann::ordered_json& report, const std::vector<TaskReport::Miss>& misses) {
@@ -140,14 +140,14 @@ int Run(const Arguments& arguments) {
   const Result<nlohmann::ordered_json> report = Evaluate(arguments, &misses);
   if (!report) {
     std::fprintf(stderr, "sluice eval: %s\n", report.error().message.c_str());
-    return report.error().code == ErrorCode::kInvalidArgument ? kExitUsage : kExitFailure;
+    return report.error().code == ErrorCode::kInvalidArgument ? kExitUsage : kExitRuntime;
   }
   if (arguments.json) {
     std::printf("%s\n", report->dump(2).c_str());
   } else {
     PrintTable(*report, misses);
   }
-  return kExitSuccess;
+  return 0;
 }
 
 }  // namespace

@@ -1,0 +1,320 @@
+#include "engine/runtime/benchmark.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "engine/arch/hf_config.h"
+#include "engine/base/check.h"
+#include "engine/runtime/collector.h"
+#include "engine/runtime/engine.h"
+#include "kernels/cpu/thread_pool.h"
+
+namespace sluice {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+double Median(std::vector<double> values) {
+  SLUICE_CHECK(!values.empty());
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+// Best of several passes: the roofline is what the machine can do, not what it did while disturbed.
+Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
+  constexpr size_t kBytesPerThread = size_t{256} << 20;
+  constexpr size_t kPiece = size_t{4} << 20;
+  const int threads = pool.threads();
+  const size_t total = kBytesPerThread * threads;
+  std::unique_ptr<std::byte, decltype(&std::free)> buffer(
+      static_cast<std::byte*>(std::aligned_alloc(4096, total)), &std::free);
+  SLUICE_CHECK(buffer != nullptr, "no memory for the bandwidth measurement");
+  pool.Run([&](int worker) {
+    std::fill_n(buffer.get() + worker * kBytesPerThread, kBytesPerThread, std::byte{1});
+  });
+
+  Roofline roofline;
+  std::atomic<uint64_t> checksum{0};
+  for (int pass = 0; pass < 6; ++pass) {
+    const auto start = Clock::now();
+    pool.ParallelFor(static_cast<int64_t>(total / kPiece), 1, [&](int64_t begin, int64_t end) {
+      uint64_t sum = 0;
+      for (int64_t i = begin; i < end; ++i)
+        sum += ops.read_stream(buffer.get() + i * kPiece, kPiece);
+      checksum.fetch_add(sum, std::memory_order_relaxed);
+    });
+    roofline.read_bytes_per_second =
+        std::max(roofline.read_bytes_per_second, total / Seconds(Clock::now() - start));
+  }
+
+  std::vector<float> sink(static_cast<size_t>(threads) * 1024);
+  for (int pass = 0; pass < 6; ++pass) {
+    std::atomic<int64_t> macs{0};
+    const auto start = Clock::now();
+    pool.Run([&](int worker) {
+      macs.fetch_add(ops.peak_macs(dtype, 2'000'000, sink.data() + worker * 1024),
+                     std::memory_order_relaxed);
+    });
+    roofline.macs_per_second =
+        std::max(roofline.macs_per_second, macs.load() / Seconds(Clock::now() - start));
+  }
+  return roofline;
+}
+
+struct StepRecord {
+  int tokens = 0;
+  int sequences = 0;
+  int64_t unique_experts = 0;
+  Clock::time_point end;
+};
+
+// Collects one record per step on the engine thread; read only while no request is in flight.
+class StepLog {
+ public:
+  void Attach(const Model* model) { model_ = model; }
+  void Add(int tokens, int sequences) {
+    records_.push_back({tokens, sequences, model_->last_stats().unique_experts, Clock::now()});
+  }
+  void Clear() { records_.clear(); }
+  const std::vector<StepRecord>& records() const { return records_; }
+
+ private:
+  const Model* model_ = nullptr;
+  std::vector<StepRecord> records_;
+};
+
+// What a step must move and compute at least.
+struct StepCost {
+  double bytes = 0;
+  double macs = 0;
+};
+
+class CostModel {
+ public:
+  CostModel(const Model& model, const Roofline& roofline)
+      : footprint_(model.footprint()),
+        roofline_(roofline),
+        head_macs_(static_cast<double>(model.config().vocab) * model.config().hidden) {}
+
+  // `logit_rows` of the step's tokens go through the output head; `kv_tokens` cached tokens are
+  // read.
+  StepCost Cost(const StepRecord& step, int logit_rows, double kv_tokens) const {
+    StepCost cost;
+    cost.bytes = static_cast<double>(footprint_.dense_bytes_per_token) +
+                 static_cast<double>(step.unique_experts) * footprint_.expert_bytes +
+                 kv_tokens * footprint_.kv_bytes_per_block / kKvBlockTokens;
+    cost.macs = step.tokens * (static_cast<double>(footprint_.dense_macs_per_token) - head_macs_ +
+                               footprint_.expert_macs_per_token) +
+                logit_rows * head_macs_;
+    return cost;
+  }
+  double MemorySeconds(const StepCost& cost) const {
+    return cost.bytes / roofline_.read_bytes_per_second;
+  }
+  double ArithmeticSeconds(const StepCost& cost) const {
+    return cost.macs / roofline_.macs_per_second;
+  }
+
+ private:
+  ModelFootprint footprint_;
+  Roofline roofline_;
+  double head_macs_;
+};
+
+class Runner {
+ public:
+  Runner(const BenchmarkOptions& options, Engine& engine, StepLog& log, const Roofline& roofline)
+      : options_(options), engine_(engine), log_(log), cost_(engine.model(), roofline) {}
+
+  // One row per test. Warm-up first; each repeat uses other prompts.
+  Result<std::vector<BenchmarkRow>> Run() {
+    std::vector<double> prefill, decode;
+    for (int repeat = -1; repeat < options_.repeats; ++repeat) {
+      prefill_ = {};
+      decode_ = {};
+      Result<void> status = Measure(1, &prefill_);
+      if (status && options_.generate > 1) status = Measure(options_.generate, &decode_);
+      if (!status) return status.error();
+      if (repeat < 0) continue;
+      prefill.push_back(prefill_.tokens / prefill_.seconds);
+      if (decode_.tokens > 0) decode.push_back(decode_.tokens / decode_.seconds);
+    }
+    std::vector<BenchmarkRow> rows;
+    rows.push_back(Row("prefill", prefill_, prefill));
+    if (!decode.empty()) rows.push_back(Row("decode", decode_, decode));
+    return rows;
+  }
+
+ private:
+  struct Phase {
+    double tokens = 0, seconds = 0;
+    double bound_seconds = 0, memory_seconds = 0, arithmetic_seconds = 0, bytes = 0;
+    double unique_experts = 0;
+    int steps = 0;
+  };
+
+  // Runs `streams` requests of `generate` tokens. With generate == 1 the phase is the prefill, from
+  // submission to the end; otherwise it is the steps in which every stream decodes.
+  Result<void> Measure(int generate, Phase* phase) {
+    log_.Clear();
+    const auto start = Clock::now();
+    std::vector<std::shared_ptr<Collector>> sinks;
+    for (int s = 0; s < options_.streams; ++s) {
+      GenerationRequest request;
+      request.name = "bench";
+      request.max_tokens = generate;
+      request.ignore_eos = true;
+      request.sampling.temperature = 0;
+      std::uniform_int_distribution<int32_t> token(0, engine_.model().config().vocab - 1);
+      for (int i = 0; i < options_.prompt; ++i) request.prompt.push_back(token(random_));
+      sinks.push_back(std::make_shared<Collector>());
+      Result<RequestId> id = engine_.Submit(std::move(request), sinks.back());
+      if (!id) return id.error();
+    }
+    for (auto& sink : sinks) {
+      const Finish& finish = sink->Wait();
+      if (finish.reason == FinishReason::kError) return finish.error;
+    }
+    while (!engine_.Idle()) std::this_thread::yield();
+
+    const auto& steps = log_.records();
+    if (generate == 1) {
+      int first_rows = 0;
+      double done = 0;
+      for (const StepRecord& step : steps) {
+        done += step.tokens;
+        // Each stream's last chunk yields one row; which step that is does not change the sum.
+        const int rows = std::min(options_.streams - first_rows,
+                                  static_cast<int>(done / options_.prompt) - first_rows);
+        first_rows += std::max(rows, 0);
+        AddStep(step, std::max(rows, 0), 0, phase);
+      }
+      phase->tokens = static_cast<double>(options_.prompt) * options_.streams;
+      phase->seconds = Seconds(steps.back().end - start);
+      return {};
+    }
+    for (size_t i = 1; i < steps.size(); ++i) {
+      if (!AllDecode(steps[i]) || !AllDecode(steps[i - 1])) continue;
+      phase->seconds += Seconds(steps[i].end - steps[i - 1].end);
+      phase->tokens += steps[i].tokens;
+      AddStep(steps[i], steps[i].tokens,
+              static_cast<double>(options_.streams) * (options_.prompt + phase->steps + 1), phase);
+    }
+    return {};
+  }
+
+  bool AllDecode(const StepRecord& step) const {
+    return step.tokens == options_.streams && step.sequences == options_.streams;
+  }
+
+  void AddStep(const StepRecord& step, int logit_rows, double kv_tokens, Phase* phase) const {
+    const StepCost cost = cost_.Cost(step, logit_rows, kv_tokens);
+    const double memory = cost_.MemorySeconds(cost), arithmetic = cost_.ArithmeticSeconds(cost);
+    phase->memory_seconds += memory;
+    phase->arithmetic_seconds += arithmetic;
+    phase->bound_seconds += std::max(memory, arithmetic);
+    phase->bytes += cost.bytes;
+    phase->unique_experts += static_cast<double>(step.unique_experts);
+    ++phase->steps;
+  }
+
+  BenchmarkRow Row(const char* test, const Phase& phase, const std::vector<double>& rates) const {
+    BenchmarkRow row;
+    row.test = test;
+    row.prompt = options_.prompt;
+    row.generate = options_.generate;
+    row.streams = options_.streams;
+    row.threads = engine_.model().options().threads;
+    row.tokens_per_second = Median(rates);
+    row.min = *std::min_element(rates.begin(), rates.end());
+    row.max = *std::max_element(rates.begin(), rates.end());
+    row.bound = phase.tokens / phase.bound_seconds;
+    row.bound_fraction = row.tokens_per_second / row.bound;
+    row.bound_by = phase.memory_seconds >= phase.arithmetic_seconds ? "memory" : "arithmetic";
+    row.unique_experts_per_step = phase.unique_experts / std::max(phase.steps, 1);
+    row.bytes_per_token = phase.bytes / phase.tokens;
+    return row;
+  }
+
+  const BenchmarkOptions& options_;
+  Engine& engine_;
+  StepLog& log_;
+  CostModel cost_;
+  std::mt19937_64 random_{options_.seed};
+  Phase prefill_, decode_;
+};
+
+}  // namespace
+
+Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
+  auto say = [&](const std::string& what) {
+    if (options.progress) options.progress(what);
+  };
+  if (options.prompt < 1 || options.generate < 1 || options.streams < 1 || options.repeats < 1) {
+    return InvalidArgument("prompt, generate, streams and repeats must each be at least 1");
+  }
+  Result<ModelConfig> config = LoadHfConfig(options.model);
+  if (!config) return config.error();
+
+  const int context = options.prompt + options.generate + 1;
+  const int blocks_per_stream = (context + kKvBlockTokens - 1) / kKvBlockTokens + 1;
+  ModelOptions model_options;
+  model_options.isa = options.isa;
+  model_options.threads = options.threads;
+  model_options.max_batch_tokens = std::max(options.prefill_chunk, options.streams);
+  model_options.max_sequences = options.streams;
+  model_options.max_context = context;
+  model_options.kv_blocks = blocks_per_stream * options.streams;
+  say("loading " + options.model.string());
+  const auto load_start = Clock::now();
+  Result<std::unique_ptr<Model>> model = Model::Load(options.model, model_options);
+  if (!model) return model.error();
+
+  BenchmarkReport report;
+  report.load_seconds = Seconds(Clock::now() - load_start);
+  report.model = options.model.filename().empty() ? options.model.parent_path().filename().string()
+                                                  : options.model.filename().string();
+  report.isa = (*model)->isa();
+  report.weight_dtype = DTypeName((*model)->weight_dtype());
+  report.footprint = (*model)->footprint();
+  {
+    say("measuring memory bandwidth and arithmetic");
+    cpu::ThreadPool pool((*model)->options().threads);
+    const cpu::Ops* ops = cpu::SelectOps(options.isa);
+    SLUICE_CHECK(ops != nullptr, "the model loaded with this ISA");
+    report.roofline = MeasureRoofline(*ops, pool, (*model)->weight_dtype());
+  }
+
+  StepLog log;
+  log.Attach(model->get());
+  EngineOptions engine_options;
+  engine_options.max_queue = options.streams;
+  engine_options.max_running = options.streams;
+  engine_options.max_batch_tokens = model_options.max_batch_tokens;
+  engine_options.prefill_chunk = options.prefill_chunk;
+  std::unique_ptr<Engine> engine =
+      Engine::Start(std::move(*model), engine_options,
+                    [&log](int tokens, int sequences, double) { log.Add(tokens, sequences); });
+  say("measuring");
+  Result<std::vector<BenchmarkRow>> rows = Runner(options, *engine, log, report.roofline).Run();
+  if (!rows) return rows.error();
+  report.rows = std::move(*rows);
+
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  report.peak_rss_bytes = static_cast<size_t>(usage.ru_maxrss) * 1024;
+  return report;
+}
+
+}  // namespace sluice

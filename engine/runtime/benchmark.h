@@ -1,0 +1,68 @@
+// Tokens per second of a model through the real engine (scheduler, forward pass and sampler),
+// beside what this machine's memory and arithmetic would allow.
+//
+// The roofline is measured in the same run and with the same number of threads, before the model is
+// loaded: bandwidth by streaming reads over a buffer far larger than the caches, arithmetic by the
+// matmul kernel's own multiply-accumulate instruction from registers. The bound of a phase is
+//   tokens per step / max(bytes per step / bandwidth, multiply-accumulates per step / peak),
+// with bytes = dense weights + distinct experts touched + KV read, each counted once per step. A
+// model that fits in the caches can exceed it: the bound is that of memory, as for any model that
+// does not fit.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/model/model.h"
+
+namespace sluice {
+
+struct BenchmarkOptions {
+  std::filesystem::path model;
+  int prompt = 512;    // tokens of every prompt
+  int generate = 128;  // tokens generated after each
+  int streams = 1;     // concurrent requests
+  int threads = 0;     // 0: the cores that the process may use
+  int repeats = 5;     // of each test, after one warm-up
+  cpu::Isa isa = cpu::Isa::kAuto;
+  int prefill_chunk = 512;
+  uint64_t seed = 1;
+  // Called with a sentence as phases begin; may be empty.
+  std::function<void(const std::string&)> progress;
+};
+
+struct Roofline {
+  double read_bytes_per_second = 0;
+  double macs_per_second = 0;  // of the weights' type
+};
+
+struct BenchmarkRow {
+  std::string test;  // "prefill" or "decode"
+  int prompt = 0, generate = 0, streams = 0, threads = 0;
+  double tokens_per_second = 0;  // median over repeats
+  double min = 0, max = 0;
+  double bound = 0;           // tokens per second
+  double bound_fraction = 0;  // tokens_per_second / bound
+  std::string bound_by;       // "memory" or "arithmetic"
+  double unique_experts_per_step = 0;
+  double bytes_per_token = 0;  // weights and KV that a token's share of a step reads
+};
+
+struct BenchmarkReport {
+  std::vector<BenchmarkRow> rows;
+  Roofline roofline;
+  std::string model, isa, weight_dtype;
+  double load_seconds = 0;
+  size_t peak_rss_bytes = 0;
+  ModelFootprint footprint;
+};
+
+// Prompts are seeded random token ids: with random weights the routing is random too, which
+// flatters no cache.
+Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options);
+
+}  // namespace sluice
