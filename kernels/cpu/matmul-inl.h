@@ -332,19 +332,21 @@ void PackActivations(DType weight_dtype, const float* x, ptrdiff_t x_stride, con
 template <class Format>
 int64_t PeakMacsAs(int64_t iterations, float* sink) {
   constexpr int kSums = kMatmulAccumulators < 12 ? kMatmulAccumulators : 12;
-  alignas(64) float bytes[32];
-  for (int i = 0; i < 32; ++i) bytes[i] = 0.0f;
+  alignas(64) float zeros[32];
+  for (int i = 0; i < 32; ++i) zeros[i] = 0.0f;
+  // The compiler may not know the inputs, or it would fold the work, nor that the sums start equal,
+  // or it would keep one. Sums that are made opaque themselves are stored to memory in every round.
+  const float* inputs = zeros;
+  __asm__ volatile("" : "+r"(inputs) : : "memory");
   const auto w =
-      Format::template LoadWeights<0>(reinterpret_cast<const typename Format::Weight*>(bytes));
-  const auto x = Format::Broadcast(reinterpret_cast<const typename Format::Activation*>(bytes));
+      Format::template LoadWeights<0>(reinterpret_cast<const typename Format::Weight*>(inputs));
+  const auto x = Format::Broadcast(reinterpret_cast<const typename Format::Activation*>(inputs));
   Vec sum[kSums];
   SLUICE_UNROLL(16)
-  for (int i = 0; i < kSums; ++i) sum[i] = Set(0.0f);
+  for (int i = 0; i < kSums; ++i) sum[i] = Set(inputs[i]);
   for (int64_t n = 0; n < iterations; ++n) {
     SLUICE_UNROLL(16)
     for (int i = 0; i < kSums; ++i) sum[i] = Format::Mac(w, x, sum[i]);
-    SLUICE_UNROLL(16)
-    for (int i = 0; i < kSums; ++i) Opaque(sum[i]);
   }
   for (int i = 0; i < kSums; ++i) *sink += SumLanes(sum[i]);
   return iterations * kSums * kPanelRows * Format::kElementsPerSub;
