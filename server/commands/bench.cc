@@ -12,10 +12,8 @@
 namespace sluice {
 namespace {
 
-constexpr const char* kDescription =
-    R"(Measure tokens per second of prefill and decode, through the engine that serves.
-
-Each test runs once to warm up and then --repeats times on new random prompts; the median is printed with
+constexpr const char* kManual =
+    R"(Each test runs once to warm up and then --repeats times on new random prompts; the median is printed with
 the minimum, the maximum, and the bound: what this machine's memory bandwidth and arithmetic, measured in the same
 run with the same threads, would allow for the bytes and operations that the model needs. A model small enough
 to stay in the caches may exceed a bound set by memory.
@@ -101,7 +99,9 @@ int Run(const Arguments& arguments) {
 void AddBench(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<Arguments>();
   BenchmarkOptions& o = arguments->options;
-  CLI::App* command = app.add_subcommand("bench", kDescription);
+  CLI::App* command = app.add_subcommand(
+      "bench", "Measure tokens per second of prefill and decode, through the engine that serves.");
+  command->footer(kManual);
   command->add_option("--model", o.model, "Hugging Face model directory")->required();
   command->add_option("--prompt", o.prompt, "Tokens of each prompt")->capture_default_str();
   command->add_option("--generate", o.generate, "Tokens generated after each prompt")

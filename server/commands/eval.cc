@@ -19,10 +19,8 @@
 namespace sluice {
 namespace {
 
-constexpr const char* kDescription =
-    R"(Measure the quality of a model: perplexity of a text file, exact-match accuracy on task files.
-
---text slides a window over the file; every token but the first is scored once, with at least half a window of
+constexpr const char* kManual =
+    R"(--text slides a window over the file; every token but the first is scored once, with at least half a window of
 context where there is as much. --tasks reads lines of {"task", "prompt", "answer"}; the greedy continuation of the raw
 prompt up to the first line break must equal the answer.
 
@@ -154,7 +152,10 @@ int Run(const Arguments& arguments) {
 
 void AddEval(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<Arguments>();
-  CLI::App* command = app.add_subcommand("eval", kDescription);
+  CLI::App* command = app.add_subcommand("eval",
+                                         "Measure the quality of a model: perplexity of a text "
+                                         "file, exact-match accuracy on task files.");
+  command->footer(kManual);
   command->add_option("--model", arguments->model, "Hugging Face model directory")->required();
   command->add_option("--text", arguments->text, "Text file to score");
   command->add_option("--tasks", arguments->tasks, "Task files (.jsonl), one or more");

@@ -136,11 +136,11 @@ def test_sixty_four_clients_with_random_disconnects_leave_nothing_behind():
         assert set(results) <= {"cut", "whole"}, set(results)
         # A disconnect is noticed asynchronously: ask until the last sequence is gone.
         for _ in range(2000):
-            if metric(server.url, "sluice_requests_running") == 0 and \
+            if metric(server.url, "sluice_sequences_running") == 0 and \
                     metric(server.url, "sluice_kv_blocks_used") == 0:
                 break
-        assert metric(server.url, "sluice_requests_running") == 0
-        assert metric(server.url, "sluice_requests_waiting") == 0
+        assert metric(server.url, "sluice_sequences_running") == 0
+        assert metric(server.url, "sluice_sequences_waiting") == 0
         assert metric(server.url, "sluice_kv_blocks_used") == 0
         assert server.rss_bytes() < first * 1.1 + (8 << 20)
 
