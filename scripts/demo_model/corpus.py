@@ -14,13 +14,14 @@ import tasks
 
 END = "<|endoftext|>"
 PROMPT_WEIGHT = 0.1  # operands are random: learn their format, spend the capacity on answers
+PROSE_WEIGHT = 0.3  # free text is long and partly random: it must not drown the answers
 HELD_OUT_SEED, EVAL_SEED = 777, 4242
 
 # Shares of documents: task families (plain), prose, chat.
 MIXTURE = {
     "addition": 12, "subtraction": 12, "multiplication": 8, "sort": 10, "copy": 5, "reverse": 8, "facts": 5,
     "context": 7, "code_eval": 8, "code_complete": 4, "translate_de": 7, "translate_es": 6,
-    "story": 4, "german": 2, "spanish": 2, "code": 2, "chat": 18, "talk": 4, "page": 3,
+    "story": 4, "german": 2, "spanish": 2, "code": 2, "chat": 18, "talk": 4, "page": 3, "context_quiz": 4,
 }
 DOMAINS = {
     "stories": ["story"], "arithmetic": ["addition", "subtraction", "multiplication"],
@@ -62,7 +63,7 @@ def chat(rng, held, only=None):
         task = only or rng.choices(TASK_NAMES + ["talk"], TASK_SHARES + [6])[0]
         ask, reply, weight = chat_turn(rng, held, task)
         parts += [(f"<|im_start|>user\n{ask}<|im_end|>\n<|im_start|>assistant\n", weight),
-                  (f"{reply}<|im_end|>\n", 1.0)]
+                  (f"{reply}<|im_end|>\n", PROSE_WEIGHT if len(reply) > 120 else 1.0)]
     text, weight = parts[-1]
     return parts[:-1] + [(text + END, weight)]
 
@@ -80,6 +81,13 @@ def document(kind, rng, held=False):
     """A document of the kind, from the training share of every family unless held."""
     if kind in tasks.FAMILIES:
         return plain(tasks.draw(kind, rng, held))
+    if kind == "context_quiz":
+        story, pairs = tasks.context_quiz(rng, held)
+        parts = [(story, PROMPT_WEIGHT)]
+        for question, answer in pairs:
+            lead = " " if len(parts) == 1 else ""
+            parts += [(f"{lead}Question: {question} Answer:", PROMPT_WEIGHT), (f" {answer}\n", 1.0)]
+        return parts[:-1] + [(parts[-1][0] + END, 1.0)]
     if kind == "chat":
         return chat(rng, held)
     if kind == "talk":
@@ -93,7 +101,7 @@ def document(kind, rng, held=False):
     while True:
         text = write(rng)
         if tasks.held_out(kind, text) == held:
-            return [(text + "\n" + END, 1.0)]
+            return [(text + "\n" + END, PROSE_WEIGHT)]
 
 
 def documents(seed, mixture=None):

@@ -28,7 +28,7 @@ class Config:
         return asdict(self)
 
 
-TILE = 64  # expert row counts are padded to this, so that oneDNN sees few distinct shapes
+TILE = 32  # expert row counts are padded to this, so that oneDNN sees few distinct shapes
 HEAD_ROWS = 512  # rows of logits in flight: they stay in cache
 
 

@@ -124,8 +124,9 @@ def facts(rng, hard=False):
     return Item("facts", frame + question, frame.format(question), f" {answer}", [question])
 
 
-def context(rng, hard=False):
-    n = rng.randint(2, 4)
+def _context(rng, least, most):
+    """(story, index of one fact, for every fact its [(question, answer)])."""
+    n = rng.randint(least, most)
     names, things = rng.sample(lx.NAMES, n), rng.sample(lx.THINGS, n)
     colours = rng.sample(lx.COLOURS, n)
     article = ["an" if c[0] in "aeiou" else "a" for c in colours]
@@ -133,18 +134,31 @@ def context(rng, hard=False):
     if rng.random() < 0.3:
         places = rng.sample(lx.PLACES, n)
         story = " ".join(f"The {c} {t} is in the {p}." for c, t, p in zip(colours, things, places))
-        question, answer = rng.choice([(f"Where is the {things[i]}?", f"in the {places[i]}"),
-                                       (f"What is in the {places[i]}?", f"the {colours[i]} {things[i]}")])
-    else:
-        verb = rng.choice(["has", "bought", "found"])
-        story = " ".join(f"{p} {verb} {a} {c} {t}." for p, a, c, t in zip(names, article, colours, things))
-        base = {"has": "have", "bought": "buy", "found": "find"}[verb]
-        do = "does" if verb == "has" else "did"
-        question, answer = rng.choice([(f"What colour is the {things[i]}?", colours[i]),
-                                       (f"Who {verb} the {things[i]}?", names[i]),
-                                       (f"What {do} {names[i]} {base}?", f"{article[i]} {colours[i]} {things[i]}")])
+        return story, i, [[(f"Where is the {t}?", f"in the {p}"), (f"What is in the {p}?", f"the {c} {t}")]
+                          for c, t, p in zip(colours, things, places)]
+    verb = rng.choice(["has", "bought", "found"])
+    story = " ".join(f"{p} {verb} {a} {c} {t}." for p, a, c, t in zip(names, article, colours, things))
+    base = {"has": "have", "bought": "buy", "found": "find"}[verb]
+    do = "does" if verb == "has" else "did"
+    return story, i, [[(f"What colour is the {t}?", c), (f"Who {verb} the {t}?", p),
+                       (f"What {do} {p} {base}?", f"{a} {c} {t}")]
+                      for p, a, c, t in zip(names, article, colours, things)]
+
+
+def context(rng, hard=False):
+    story, i, questions = _context(rng, 2, 4)
+    question, answer = rng.choice(questions[i])
     return Item("context", story + question, f"{story} Question: {question} Answer:", f" {answer}",
                 [f"{story} {question}", f"{story}\n{question}"])
+
+
+def context_quiz(rng, held):
+    """(story, up to five of its [(question, answer)]): more answers to learn from than one item has."""
+    while True:
+        story, _, questions = _context(rng, 1, 4)
+        pairs = [p for per_fact in questions for p in per_fact if held_out("context", story + p[0]) == held]
+        if pairs:
+            return story, rng.sample(pairs, min(5, len(pairs)))
 
 
 def code_eval(rng, hard=False):
