@@ -22,6 +22,9 @@ namespace sluice {
 
 using RequestId = uint64_t;
 
+// Bounds what one request may keep: alternatives reported per token.
+inline constexpr int kMaxTopLogprobs = 256;
+
 struct GenerationRequest {
   std::string name;             // for logs: the HTTP request id
   std::vector<int32_t> prompt;  // at least one token, ids in [0, vocab)
@@ -30,7 +33,8 @@ struct GenerationRequest {
   SamplingParams sampling;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  int logprobs = -1;         // -1: none; n >= 0: the chosen token's and the top n
+  int logprobs = -1;         // -1: none; n >= 0: the chosen token's and the top n, at most
+                             // kMaxTopLogprobs
   int prompt_logprobs = -1;  // the same for prompt tokens
   int priority = 0;          // higher runs first; equal: first come
 };

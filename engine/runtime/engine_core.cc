@@ -124,6 +124,10 @@ Result<> EngineCore::Validate(const GenerationRequest& request) const {
                              ", but ids run from 0 to " + std::to_string(vocab_ - 1));
     }
   }
+  if (std::max(request.logprobs, request.prompt_logprobs) > kMaxTopLogprobs) {
+    return InvalidArgument("at most " + std::to_string(kMaxTopLogprobs) +
+                           " log-probabilities can be asked for per token");
+  }
   return ValidateSampling(request.sampling, vocab_);
 }
 

@@ -322,6 +322,10 @@ TEST_CASE("A request that can never run is refused with the counts", "[runtime]"
   request.stop_token_ids = {97};
   CHECK_FALSE(h.core.Validate(request).has_value());
   request.stop_token_ids.clear();
+  request.prompt_logprobs = kMaxTopLogprobs + 1;
+  CHECK_FALSE(h.core.Validate(request).has_value());
+  request.prompt_logprobs = kMaxTopLogprobs;
+  CHECK(h.core.Validate(request).has_value());
   request.sampling.top_p = 0;
   CHECK_FALSE(h.core.Validate(request).has_value());
 }
