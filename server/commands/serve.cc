@@ -96,8 +96,11 @@ void Daemon::StartWatchdog(std::shared_ptr<ServedModel> model) {
   const auto period = WatchdogPeriod();
   if (period.count() == 0) return;
   const auto pulse_every = std::chrono::duration_cast<std::chrono::milliseconds>(period / 3);
-  server_.Every(pulse_every, [model, period, engine = model->engine.get()] {
-    if (std::chrono::steady_clock::now() - engine->LastPulse() < period) NotifyWatchdog();
+  // An idle engine pulses once a second, whatever the period.
+  const std::chrono::microseconds fresh =
+      std::max<std::chrono::microseconds>(period, std::chrono::seconds(2));
+  server_.Every(pulse_every, [model, fresh, engine = model->engine.get()] {
+    if (std::chrono::steady_clock::now() - engine->LastPulse() < fresh) NotifyWatchdog();
     return true;
   });
 }

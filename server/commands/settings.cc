@@ -7,15 +7,16 @@ namespace sluice {
 namespace {
 
 std::string GroupName(std::string_view section) {
-  std::string name = "Settings: [" + std::string(section) + "]";
-  return name;
+  return "[" + std::string(section) + "] settings";
 }
 
 // "an integer from 0 to 65535. Default: 8080".
 std::string HelpText(const Setting& setting) {
   const Config defaults;
-  return std::string(setting.help) + " Takes " + Expected(setting) + "; default " +
-         ValueText(setting, defaults) + ".";
+  const std::string expected = Expected(setting);
+  const std::string takes =
+      expected == "a string" ? " Default " : " Takes " + expected + "; default ";
+  return std::string(setting.help) + takes + ValueText(setting, defaults) + ".";
 }
 
 const char* ValueName(const Setting& setting) {
