@@ -71,7 +71,9 @@ struct ModelFootprint {
   int64_t dense_macs_per_token =
       0;  // multiply-accumulates per token outside routed experts, output head included
   int64_t expert_macs_per_token =
-      0;  // in the routed experts, experts_per_token of every sparse layer
+      0;                       // in the routed experts, experts_per_token of every sparse layer
+  int64_t logit_row_macs = 0;  // the part of both that runs only for tokens whose logits were asked
+                               // for: the last layer past its cache writes, and the output head
 };
 
 class Model {

@@ -73,15 +73,21 @@ ModelFootprint Transformer::footprint() const {
   const auto macs = [](const PackedMatrix& m) { return int64_t{m.rows} * m.cols; };
   const auto mlp = [&](const ExpertWeights& w) { return macs(w.gate) + macs(w.up) + macs(w.down); };
   footprint.dense_macs_per_token = macs(weights_.head);
+  footprint.logit_row_macs = macs(weights_.head);
   for (int i = 0; i < config_.num_layers(); ++i) {
     const LayerWeights& layer = weights_.layers[i];
-    footprint.dense_macs_per_token +=
-        macs(layer.q) + macs(layer.k) + macs(layer.v) + macs(layer.o) + macs(layer.moe.router) +
-        mlp(layer.moe.dense) + mlp(layer.moe.shared) + macs(layer.moe.shared_gate);
-    if (!config_.layers[i].sparse) continue;
-    const ExpertWeights& expert = weights_.experts.Lookup({i, 0});
-    footprint.expert_bytes = expert.bytes();
-    footprint.expert_macs_per_token += config_.router.experts_per_token * mlp(expert);
+    const int64_t cached = macs(layer.q) + macs(layer.k) + macs(layer.v);
+    const int64_t rest = macs(layer.o) + macs(layer.moe.router) + mlp(layer.moe.dense) +
+                         mlp(layer.moe.shared) + macs(layer.moe.shared_gate);
+    int64_t routed = 0;
+    if (config_.layers[i].sparse) {
+      const ExpertWeights& expert = weights_.experts.Lookup({i, 0});
+      footprint.expert_bytes = expert.bytes();
+      routed = config_.router.experts_per_token * mlp(expert);
+    }
+    footprint.dense_macs_per_token += cached + rest;
+    footprint.expert_macs_per_token += routed;
+    if (i + 1 == config_.num_layers()) footprint.logit_row_macs += rest + routed;
   }
   return footprint;
 }

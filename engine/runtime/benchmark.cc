@@ -103,20 +103,19 @@ struct StepCost {
 class CostModel {
  public:
   CostModel(const Model& model, const Roofline& roofline)
-      : footprint_(model.footprint()),
-        roofline_(roofline),
-        head_macs_(static_cast<double>(model.config().vocab) * model.config().hidden) {}
+      : footprint_(model.footprint()), roofline_(roofline) {}
 
-  // `logit_rows` of the step's tokens go through the output head; `kv_tokens` cached tokens are
-  // read.
+  // `logit_rows` of the step's tokens go all the way to the output head; `kv_tokens` cached tokens
+  // are read.
   StepCost Cost(const StepRecord& step, int logit_rows, double kv_tokens) const {
     StepCost cost;
     cost.bytes = static_cast<double>(footprint_.dense_bytes_per_token) +
                  static_cast<double>(step.unique_experts) * footprint_.expert_bytes +
                  kv_tokens * footprint_.kv_bytes_per_block / kKvBlockTokens;
-    cost.macs = step.tokens * (static_cast<double>(footprint_.dense_macs_per_token) - head_macs_ +
-                               footprint_.expert_macs_per_token) +
-                logit_rows * head_macs_;
+    const auto logit_row_macs = static_cast<double>(footprint_.logit_row_macs);
+    cost.macs = step.tokens * (static_cast<double>(footprint_.dense_macs_per_token) +
+                               footprint_.expert_macs_per_token - logit_row_macs) +
+                logit_rows * logit_row_macs;
     return cost;
   }
   double MemorySeconds(const StepCost& cost) const {
@@ -129,7 +128,6 @@ class CostModel {
  private:
   ModelFootprint footprint_;
   Roofline roofline_;
-  double head_macs_;
 };
 
 class Runner {

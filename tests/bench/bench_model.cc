@@ -221,7 +221,7 @@ int Main(int argc, char** argv) {
   const double prefill_macs =
       static_cast<double>(footprint.dense_macs_per_token + footprint.expert_macs_per_token) *
           prompt -
-      static_cast<double>(prompt - 1) * config.vocab * config.hidden;
+      static_cast<double>(footprint.logit_row_macs) * (prompt - 1);
   Print("prefill", prefill, prompt, prefill_macs / macs);
 
   std::vector<int32_t> next(streams);

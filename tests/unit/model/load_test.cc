@@ -157,6 +157,13 @@ TEST_CASE("A loaded model resolves its options and counts its bytes", "[model]")
   const int64_t expert_macs = int64_t{3} * config.hidden * config.expert_intermediate;
   CHECK(footprint.expert_macs_per_token ==
         expert_macs * config.router.experts_per_token * config.num_layers());
+  const int64_t shared_macs =
+      int64_t{3} * config.hidden * config.shared_intermediate + config.hidden;
+  const int64_t o_macs = int64_t{config.heads} * config.head_dim * config.hidden;
+  CHECK(footprint.logit_row_macs == int64_t{config.vocab} * config.hidden + o_macs +
+                                        int64_t{config.router.num_experts} * config.hidden +
+                                        shared_macs +
+                                        expert_macs * config.router.experts_per_token);
   // Padding to panels of 16 rows makes an expert a little larger than its numbers.
   CHECK(footprint.expert_bytes >= static_cast<size_t>(expert_macs) * 2);
   CHECK(footprint.expert_bytes < static_cast<size_t>(expert_macs) * 3);
