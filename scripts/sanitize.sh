@@ -4,10 +4,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/install_packages.sh --tests
-for preset in "${@:-asan tsan}"; do
-  for name in $preset; do
-    cmake --preset "$name" >/dev/null
-    cmake --build "build-$name"
-    ctest --test-dir "build-$name" --output-on-failure
-  done
+presets=("$@")
+[ "${#presets[@]}" -gt 0 ] || presets=(asan tsan)
+for preset in "${presets[@]}"; do
+  cmake --preset "$preset" >/dev/null
+  cmake --build "build-$preset"
+  ctest --test-dir "build-$preset" --output-on-failure
 done

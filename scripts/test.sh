@@ -5,10 +5,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/install_packages.sh --tests
-cmake --preset release -DSLUICE_TESTS=ON
 if [ ! -x build/venv/bin/pytest ]; then
   python3 -m venv build/venv
   build/venv/bin/pip install --quiet --disable-pip-version-check -r tests/integration/requirements.txt
 fi
+cmake --preset release -DSLUICE_TESTS=ON -DSLUICE_INTEGRATION=ON
 cmake --build build
 ctest --test-dir build --output-on-failure
