@@ -9,6 +9,7 @@ the chats and settings of chats.json. The templates are in template_families/ be
 Needs transformers and jinja2 3.1 (see requirements.txt).
 """
 
+import copy
 import datetime
 import itertools
 import json
@@ -34,7 +35,7 @@ chat_template_utils.datetime = FixedDatetime
 def render(source, variables):
     """{"text": ...} or {"error": the exception's type[, "raised": its message]}."""
     try:
-        text = chat_template_utils._compile_jinja_template(source).render(**variables)
+        text = chat_template_utils._compile_jinja_template(source).render(**copy.deepcopy(variables))
         text.encode("utf-8")
         return {"text": text}
     except jinja2.exceptions.TemplateError as error:
@@ -107,7 +108,7 @@ d|tojson|mixed|tojson|u|tojson|weird|tojson|html|tojson|1.0|tojson|1e100|tojson|
 n is defined|undefined_var is defined|undefined_var is undefined|d.zz is undefined|none is none|n is none|s is string|n is string|n is number|t is number|f is number|n is integer|t is integer|f is integer|f is float|t is boolean|n is boolean|d is mapping|l is mapping|l is iterable|s is iterable|n is iterable|d is iterable|undefined_var is iterable|l is sequence|s is sequence|d is sequence|n is sequence|none is sequence|range(3) is sequence|d.items() is sequence|undefined_var is sequence|t is true|n is true|fa is false|z is false|1 is odd|2 is even|4 is divisibleby 2|4 is divisibleby(3)|5 is eq 5|5 is equalto(5)|5 is ne 5|5 is lt 6|5 is gt 6|5 is ge 5|5 is le 4|1 is in [1,2]|3 is not in [1,2]|'a' is in 'abc'|'abc' is lower|'ABC' is upper|'aB' is lower|n is not defined|undefined_var is not defined|n is sameas n|none is sameas none|true is sameas true|1 is sameas true|s is nosuchtest|'upper' is filter|'nope' is filter|'odd' is test|'nope' is test|raise_exception is callable|s is callable|d.get is callable|undefined_var is callable|n is divisibleby 0|'a' is odd|s is defined and n is defined|s is string or n is string|not s is string|s is not string|n is eq 7 and t|5 is greaterthan 3|5 is lessthan 3|none is not none|(n is defined) == true|n is number is defined|d.nested is mapping|d.nested.x is sequence and d.nested.x is not string|[] is true|undefined_var is none|undefined_var is string|undefined_var is mapping|undefined_var is true|undefined_var is false|undefined_var is number
 undefined_var|undefined_var.foo|undefined_var['foo']|undefined_var()|undefined_var + 1|1 + undefined_var|undefined_var == undefined_var|undefined_var == none|undefined_var == ''|undefined_var != 1|undefined_var < 1|-undefined_var|undefined_var ~ 'x'|not undefined_var|undefined_var or 'x'|undefined_var and 'x'|undefined_var in [1]|1 in undefined_var|undefined_var in undefined_var|[undefined_var]|{'a': undefined_var}|undefined_var[1:]|undefined_var * 2|undefined_var|abs|'a' in undefined_var|undefined_var in 'abc'|d[undefined_var]|d.zz.yy|(d.zz).yy|d.zz is defined|d.zz.yy is defined
 1 + 'a'|'a' + 1|none + 1|[] + 1|'a' - 'b'|1 < 'a'|none < 1|1 in 5|1/0|1//0|1%0|1.0/0|1.0//0|1.0%0|0**-1|d[1:]|5[0]|5()|'a'()|s()|d()|none()|{[]: 1}|{{}: 1}|'a' * 'b'|[1] * 1.5|-'a'|+'a'|-[]|'a' in 1|1 < none|[1] < ['a']|{} < {}|s.nope()|s.upper(1)|s.encode('utf8').decode('utf8') is 5|l.nope|d.get()|''.join()|range()|'x'.center()|s.split(1)|s.replace('a')|s.startswith(1)|s.find()|s.__class__|s.__class__.__mro__|d.__class__|''.__len__()|l.__len__|d['__class__']|s._foo|d._foo
-dict(a=1)|dict(d, z=1)|dict([('a',1)])|dict()|dict([1])|dict(a=1)|items|list|namespace(a=1).a|namespace(a=1).b|namespace(d).a|namespace(a=1)|namespace()|namespace(_a=1)|namespace(self=1)|cycler('a','b').next()|cycler()|joiner(',')()|raise_exception('boom')|raise_exception('é: ' ~ n)|raise_exception(5)|raise_exception()|strftime_now('%Y-%m-%d')|strftime_now('%d %b %Y')|strftime_now('%A %B %-d, %H:%M:%S %p %j %y %%')|strftime_now('')|strftime_now('no directives')|strftime_now('%d %B %Y at %I:%M')
+{d.keys(): 1}|{d.items(): 1}|l in d.keys()|'a' in d.keys()|'x' % undefined_var|[1]|truncate(5)|{}|truncate|[1,2,3]|truncate(3,end='',leeway=0)|dict(a=1)|dict(d, z=1)|dict([('a',1)])|dict()|dict([1])|dict(a=1)|items|list|namespace(a=1).a|namespace(a=1).b|namespace(d).a|namespace(a=1)|namespace()|namespace(_a=1)|namespace(self=1)|cycler('a','b').next()|cycler()|joiner(',')()|raise_exception('boom')|raise_exception('é: ' ~ n)|raise_exception(5)|raise_exception()|strftime_now('%Y-%m-%d')|strftime_now('%d %b %Y')|strftime_now('%A %B %-d, %H:%M:%S %p %j %y %%')|strftime_now('')|strftime_now('no directives')|strftime_now('%d %B %Y at %I:%M')
 "a\nb\tc"|'a\'b'|"a\"b"|'a\\b'|'\x41\u00e9\U0001F600'|'\101'|'\0'|'\q'|'\é'|'\
 x'|'a"b'|"a'b"|'%}'|'}}'|'{{'|'{%'|'{#'|"multi
 line"|'\xe9'|'\a\b\f\v'|'\u00'|'\x4'

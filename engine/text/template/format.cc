@@ -164,7 +164,9 @@ class PercentFormatter {
     } else {
       arguments_ = {argument};
       if (argument.IsDict()) mapping_ = argument;
-      may_ignore_ = argument.IsDict() || argument.Is(Kind::kList) || argument.Is(Kind::kRange);
+      // Whatever has __getitem__ may stay unused.
+      may_ignore_ = argument.IsDict() || argument.Is(Kind::kList) || argument.Is(Kind::kRange) ||
+                    argument.IsUndefined();
     }
   }
 

@@ -413,6 +413,9 @@ bool Contains(Runtime& rt, const Value& container, const Value& item) {
     case Kind::kList:
     case Kind::kTuple:
     case Kind::kView:
+      if (container.Is(Kind::kView) && container.As<ViewObject>().view == ViewKind::kKeys) {
+        Hash(rt, item);  // throws for what cannot be a key
+      }
       for (const Value& other : container.As<ListObject>().items) {
         if (other.Same(item) || Equal(rt, other, item)) return true;
       }
@@ -450,6 +453,11 @@ uint64_t Hash(Runtime& rt, const Value& v) {
       }
       return hash;
     }
+    case Kind::kView:
+      if (v.As<ViewObject>().view == ViewKind::kValues) {
+        return Mix(reinterpret_cast<uintptr_t>(v.object()));
+      }
+      [[fallthrough]];
     case Kind::kList:
     case Kind::kDict:
       Fail("unhashable type: '" + std::string(TypeName(v)) + "'");

@@ -136,8 +136,6 @@ Value Indent(Runtime& rt, const Value& self, CallArgs& args) {
 
 Value Truncate(Runtime& rt, const Value& self, CallArgs& args) {
   const Arguments a("truncate", args, {"length", "killwords", "end", "leeway"});
-  const std::string_view text = RequireText(self, "the value that truncate works on");
-  const bool markup = self.As<StringObject>().markup;
   const int64_t length = a.Int(0, 255);
   const std::string end = a.Has(2) ? std::string(a.String(2)) : "...";
   const auto end_length = static_cast<int64_t>(CodePointCount(end));
@@ -146,6 +144,8 @@ Value Truncate(Runtime& rt, const Value& self, CallArgs& args) {
   if (leeway < 0) Fail("truncate: the leeway is negative");
   const auto have = static_cast<int64_t>(Length(self));
   if (have <= length || have - length <= leeway) return self;
+  const std::string_view text = RequireText(self, "the value that truncate works on");
+  const bool markup = self.As<StringObject>().markup;
   rt.Work(text.size());
   std::string_view kept = text.substr(0, OffsetOf(text, static_cast<size_t>(length - end_length)));
   if (!a.Flag(1, false)) {
