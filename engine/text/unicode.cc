@@ -74,12 +74,46 @@ constexpr char32_t kLaterP[][2] = {
 };
 constexpr char32_t kOnceP[] = {0x166D, 0x111C9};
 
-// The general category as its two letters, from the newer of the two sources.
-const char* Category(char32_t c) {
+// The library normalizes with Unicode 9 data: to it, what came later has no decomposition, does not
+// compose, and is no combining mark. These are the later characters for which that matters, except
+// the newest (kNewerCharacters).
+constexpr char32_t kInert[][2] = {
+    {0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+    {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+    {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0x32FF, 0x32FF},   {0xA7F2, 0xA7F4},
+    {0xA82C, 0xA82C},   {0xAB69, 0xAB69},   {0x10781, 0x107BA}, {0x10D24, 0x10D27},
+    {0x10EAB, 0x10EAC}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85}, {0x11070, 0x11070},
+    {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A}, {0x11930, 0x11930},
+    {0x11935, 0x11935}, {0x11938, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943},
+    {0x119E0, 0x119E0}, {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99},
+    {0x11D42, 0x11D42}, {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x16FF0, 0x16FF1},
+    {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF}, {0x1F16C, 0x1F16C},
+    {0x1FBF0, 0x1FBF9},
+};
+
+// Lower case is Unicode 17 there. Upper and lower for what utf8proc may lack: the characters from
+// `first` to `last` in steps of `step` map to themselves plus `distance`.
+struct LowerCaseRange {
+  char32_t first, last;
+  int step, distance;
+};
+constexpr LowerCaseRange kLaterLowerCase[] = {
+    {0x1C89, 0x1C89, 1, 1},      {0xA7CB, 0xA7CB, 1, 0x264 - 0xA7CB},
+    {0xA7CC, 0xA7CE, 2, 1},      {0xA7D2, 0xA7D4, 2, 1},
+    {0xA7DA, 0xA7DA, 1, 1},      {0xA7DC, 0xA7DC, 1, 0x19B - 0xA7DC},
+    {0x10D50, 0x10D65, 1, 0x20}, {0x16EA0, 0x16EB8, 1, 0x1B},
+};
+
+const CodePointRange* FindNewer(char32_t c) {
   const auto* range =
       std::lower_bound(std::begin(kNewerCharacters), std::end(kNewerCharacters), c,
                        [](const CodePointRange& r, char32_t value) { return r.last < value; });
-  if (range != std::end(kNewerCharacters) && range->first <= c) return range->category;
+  return range != std::end(kNewerCharacters) && range->first <= c ? range : nullptr;
+}
+
+// The general category as its two letters, from the newer of the two sources.
+const char* Category(char32_t c) {
+  if (const CodePointRange* newer = FindNewer(c)) return newer->category;
   return utf8proc_category_string(static_cast<utf8proc_int32_t>(c));
 }
 
@@ -87,6 +121,19 @@ bool InAny(char32_t c, const char32_t (*ranges)[2], size_t count) {
   const auto* range = std::lower_bound(ranges, ranges + count, c,
                                        [](const auto& r, char32_t value) { return r[1] < value; });
   return range != ranges + count && (*range)[0] <= c;
+}
+
+char32_t LowerCaseOf(char32_t c) {
+  for (const LowerCaseRange& range : kLaterLowerCase) {
+    if (c < range.first || c > range.last) continue;
+    if ((c - range.first) % static_cast<char32_t>(range.step) != 0) break;
+    return static_cast<char32_t>(static_cast<int32_t>(c) + range.distance);
+  }
+  return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+}
+
+bool IsInert(char32_t c) {
+  return c > 0x7F && (InAny(c, kInert, std::size(kInert)) || FindNewer(c) != nullptr);
 }
 
 bool IsAscii(std::string_view text) {
@@ -142,7 +189,12 @@ std::string Normalize(std::string_view text, NormalForm form) {
   std::vector<utf8proc_int32_t> points;
   points.reserve(text.size());
   for (size_t i = 0; i < text.size();) {
-    const auto c = static_cast<utf8proc_int32_t>(NextCodePoint(text, &i));
+    const char32_t code_point = NextCodePoint(text, &i);
+    const auto c = static_cast<utf8proc_int32_t>(code_point);
+    if (IsInert(code_point)) {
+      points.push_back(c);
+      continue;
+    }
     constexpr int kMaxExpansion = 32;  // the longest decomposition in Unicode has 18 characters
     utf8proc_int32_t parts[kMaxExpansion];
     int boundary = 0;
@@ -152,7 +204,8 @@ std::string Normalize(std::string_view text, NormalForm form) {
   }
   // Canonical order. utf8proc_decompose sorts by exchange, quadratic in a run of marks, and the
   // text comes from clients: hence the stable sort.
-  auto combining_class = [](utf8proc_int32_t c) {
+  auto combining_class = [](utf8proc_int32_t c) -> int {
+    if (IsInert(static_cast<char32_t>(c))) return 0;
     return utf8proc_get_property(c)->combining_class;
   };
   for (auto it = points.begin(); it != points.end();) {
@@ -167,16 +220,26 @@ std::string Normalize(std::string_view text, NormalForm form) {
     });
     it = end;
   }
-  if (compose) {
-    const auto count = utf8proc_normalize_utf32(
-        points.data(), static_cast<utf8proc_ssize_t>(points.size()),
-        static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-    SLUICE_CHECK(count >= 0);
-    points.resize(static_cast<size_t>(count));
-  }
   std::string out;
   out.reserve(text.size());
-  for (const utf8proc_int32_t c : points) AppendUtf8(static_cast<char32_t>(c), &out);
+  auto append = [&out](utf8proc_int32_t c) { AppendUtf8(static_cast<char32_t>(c), &out); };
+  // Inert characters end what can compose, on both sides.
+  for (auto it = points.begin(); it != points.end();) {
+    if (IsInert(static_cast<char32_t>(*it))) {
+      append(*it++);
+      continue;
+    }
+    const auto end = std::find_if(
+        it, points.end(), [](utf8proc_int32_t c) { return IsInert(static_cast<char32_t>(c)); });
+    auto count = static_cast<utf8proc_ssize_t>(end - it);
+    if (compose) {
+      count = utf8proc_normalize_utf32(
+          &*it, count, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+      SLUICE_CHECK(count >= 0);
+    }
+    std::for_each(it, it + count, append);
+    it = end;
+  }
   return out;
 }
 
@@ -190,7 +253,7 @@ std::string Lowercase(std::string_view text) {
     } else if (c == 0x130) {
       out.append("i\xCC\x87");  // the one character whose lower case is two
     } else {
-      AppendUtf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))), &out);
+      AppendUtf8(LowerCaseOf(c), &out);
     }
   }
   return out;
