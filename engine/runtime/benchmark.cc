@@ -31,6 +31,22 @@ double Median(std::vector<double> values) {
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
+double MeasureMacs(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
+  constexpr int kSinkFloats = 1024;  // apart, so that workers share no cache line
+  std::vector<float> sink(static_cast<size_t>(pool.threads()) * kSinkFloats);
+  double best = 0;
+  for (int pass = 0; pass < 6; ++pass) {
+    std::atomic<int64_t> macs{0};
+    const auto start = Clock::now();
+    pool.Run([&](int worker) {
+      macs.fetch_add(ops.peak_macs(dtype, 2'000'000, sink.data() + worker * kSinkFloats),
+                     std::memory_order_relaxed);
+    });
+    best = std::max(best, macs.load() / Seconds(Clock::now() - start));
+  }
+  return best;
+}
+
 // Best of several passes: the roofline is what the machine can do, not what it did while disturbed.
 Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
   constexpr size_t kBytesPerThread = size_t{256} << 20;
@@ -58,17 +74,8 @@ Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype
         std::max(roofline.read_bytes_per_second, total / Seconds(Clock::now() - start));
   }
 
-  std::vector<float> sink(static_cast<size_t>(threads) * 1024);
-  for (int pass = 0; pass < 6; ++pass) {
-    std::atomic<int64_t> macs{0};
-    const auto start = Clock::now();
-    pool.Run([&](int worker) {
-      macs.fetch_add(ops.peak_macs(dtype, 2'000'000, sink.data() + worker * 1024),
-                     std::memory_order_relaxed);
-    });
-    roofline.macs_per_second =
-        std::max(roofline.macs_per_second, macs.load() / Seconds(Clock::now() - start));
-  }
+  roofline.macs_per_second = MeasureMacs(ops, pool, dtype);
+  roofline.f32_macs_per_second = MeasureMacs(ops, pool, DType::kF32);
   return roofline;
 }
 
@@ -97,17 +104,22 @@ class StepLog {
 // What a step must move and compute at least.
 struct StepCost {
   double bytes = 0;
-  double macs = 0;
+  double macs = 0;            // of the weights' type
+  double attention_macs = 0;  // F32
 };
 
 class CostModel {
  public:
   CostModel(const Model& model, const Roofline& roofline)
-      : footprint_(model.footprint()), roofline_(roofline) {}
+      : footprint_(model.footprint()),
+        roofline_(roofline),
+        layers_(model.config().num_layers()),
+        attention_macs_(2.0 * model.config().heads * model.config().head_dim) {}
 
-  // `logit_rows` of the step's tokens go all the way to the output head; `kv_tokens` cached tokens
-  // are read.
-  StepCost Cost(const StepRecord& step, int logit_rows, double kv_tokens) const {
+  // `logit_rows` of the step's tokens go all the way to the output head (past the last layer's
+  // cache writes the others need not); `kv_tokens` cached tokens are read; the step's tokens see
+  // `context` tokens on average.
+  StepCost Cost(const StepRecord& step, int logit_rows, double kv_tokens, double context) const {
     StepCost cost;
     cost.bytes = static_cast<double>(footprint_.dense_bytes_per_token) +
                  static_cast<double>(step.unique_experts) * footprint_.expert_bytes +
@@ -116,18 +128,22 @@ class CostModel {
     cost.macs = step.tokens * (static_cast<double>(footprint_.dense_macs_per_token) +
                                footprint_.expert_macs_per_token - logit_row_macs) +
                 logit_rows * logit_row_macs;
+    cost.attention_macs = attention_macs_ * context * (step.tokens * (layers_ - 1.0) + logit_rows);
     return cost;
   }
   double MemorySeconds(const StepCost& cost) const {
     return cost.bytes / roofline_.read_bytes_per_second;
   }
   double ArithmeticSeconds(const StepCost& cost) const {
-    return cost.macs / roofline_.macs_per_second;
+    return cost.macs / roofline_.macs_per_second +
+           cost.attention_macs / roofline_.f32_macs_per_second;
   }
 
  private:
   ModelFootprint footprint_;
   Roofline roofline_;
+  int layers_;
+  double attention_macs_;  // per token, layer and token of context: scores and weighted values
 };
 
 class Runner {
@@ -196,7 +212,7 @@ class Runner {
         const int rows = std::min(options_.streams - first_rows,
                                   static_cast<int>(done / options_.prompt) - first_rows);
         first_rows += std::max(rows, 0);
-        AddStep(step, std::max(rows, 0), 0, phase);
+        AddStep(step, std::max(rows, 0), 0, (options_.prompt + 1) / 2.0, phase);
       }
       phase->tokens = static_cast<double>(options_.prompt) * options_.streams;
       phase->seconds = Seconds(steps.back().end - start);
@@ -206,8 +222,8 @@ class Runner {
       if (!AllDecode(steps[i]) || !AllDecode(steps[i - 1])) continue;
       phase->seconds += Seconds(steps[i].end - steps[i - 1].end);
       phase->tokens += steps[i].tokens;
-      AddStep(steps[i], steps[i].tokens,
-              static_cast<double>(options_.streams) * (options_.prompt + phase->steps + 1), phase);
+      const double context = options_.prompt + phase->steps + 1;
+      AddStep(steps[i], steps[i].tokens, options_.streams * context, context, phase);
     }
     return {};
   }
@@ -216,8 +232,9 @@ class Runner {
     return step.tokens == options_.streams && step.sequences == options_.streams;
   }
 
-  void AddStep(const StepRecord& step, int logit_rows, double kv_tokens, Phase* phase) const {
-    const StepCost cost = cost_.Cost(step, logit_rows, kv_tokens);
+  void AddStep(const StepRecord& step, int logit_rows, double kv_tokens, double context,
+               Phase* phase) const {
+    const StepCost cost = cost_.Cost(step, logit_rows, kv_tokens, context);
     const double memory = cost_.MemorySeconds(cost), arithmetic = cost_.ArithmeticSeconds(cost);
     phase->memory_seconds += memory;
     phase->arithmetic_seconds += arithmetic;

@@ -1,13 +1,15 @@
 // Tokens per second of a model through the real engine (scheduler, forward pass and sampler),
 // beside what this machine's memory and arithmetic would allow.
 //
-// The roofline is measured in the same run and with the same number of threads, before the model is
-// loaded: bandwidth by streaming reads over a buffer far larger than the caches, arithmetic by the
-// matmul kernel's own multiply-accumulate instruction from registers. The bound of a phase is
-//   tokens per step / max(bytes per step / bandwidth, multiply-accumulates per step / peak),
-// with bytes = dense weights + distinct experts touched + KV read, each counted once per step. A
-// model that fits in the caches can exceed it: the bound is that of memory, as for any model that
-// does not fit.
+// The roofline is measured in the same run and with the same number of threads: bandwidth by
+// streaming reads over a buffer far larger than the caches, arithmetic by the matmul kernel's own
+// multiply-accumulate instruction from registers. The bound of a step is
+//   max(bytes / bandwidth, multiply-accumulates / peak + attention's multiply-accumulates / F32
+//   peak),
+// with bytes = dense weights + distinct experts touched + KV read, each counted once, and attention
+// over full contexts (a sliding window is not credited). The bound of a test is its tokens over the
+// sum of its steps' bounds. A model that fits in the caches can exceed it: the bound is that of
+// memory, as for any model that does not fit.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +39,8 @@ struct BenchmarkOptions {
 
 struct Roofline {
   double read_bytes_per_second = 0;
-  double macs_per_second = 0;  // of the weights' type
+  double macs_per_second = 0;      // of the weights' type
+  double f32_macs_per_second = 0;  // attention computes in F32
 };
 
 struct BenchmarkRow {

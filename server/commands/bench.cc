@@ -47,6 +47,7 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
           {"bytes_per_token", row.bytes_per_token},
           {"read_bandwidth", report.roofline.read_bytes_per_second},
           {"peak_macs_per_second", report.roofline.macs_per_second},
+          {"peak_f32_macs_per_second", report.roofline.f32_macs_per_second},
           {"weight_bytes", report.footprint.weight_bytes},
           {"peak_rss", report.peak_rss_bytes},
           {"load_seconds", report.load_seconds}};
@@ -57,8 +58,9 @@ void PrintTable(const BenchmarkReport& report) {
               report.model.c_str(), report.weight_dtype.c_str(),
               report.footprint.weight_bytes / 1e6, report.load_seconds, report.isa.c_str(),
               report.peak_rss_bytes / 1e6);
-  std::printf("this machine: memory read %.1f GB/s, arithmetic %.0f Gmac/s\n\n",
-              report.roofline.read_bytes_per_second / 1e9, report.roofline.macs_per_second / 1e9);
+  std::printf("this machine: memory read %.1f GB/s, arithmetic %.0f Gmac/s in %s, %.0f in F32\n\n",
+              report.roofline.read_bytes_per_second / 1e9, report.roofline.macs_per_second / 1e9,
+              report.weight_dtype.c_str(), report.roofline.f32_macs_per_second / 1e9);
   std::printf("%-8s %7s %8s %7s %7s %10s %10s %10s %10s %6s  %s\n", "test", "prompt", "generate",
               "streams", "threads", "tokens/s", "min", "max", "bound", "%", "bound by");
   for (const BenchmarkRow& row : report.rows) {
