@@ -5,7 +5,8 @@
 // generation blocks; tojson, raise_exception and strftime_now as transformers defines them).
 // Where a template uses Python or Jinja2 that is not implemented (template inheritance and import,
 // integers past 64 bits, a few rare filters and string methods), parsing or rendering is refused
-// with an error; it never renders something else.
+// with an error; it never renders something else. (Filters such as select run at once, not when
+// their result is used: an error in one that is never used is an error here.)
 //
 //   Result<ChatTemplate> chat = ChatTemplate::Parse(source);
 //   if (!chat) return chat.error();
