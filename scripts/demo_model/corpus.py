@@ -21,7 +21,7 @@ HELD_OUT_SEED, EVAL_SEED = 777, 4242
 MIXTURE = {
     "addition": 12, "subtraction": 12, "multiplication": 8, "sort": 10, "copy": 5, "reverse": 8, "facts": 5,
     "context": 7, "code_eval": 8, "code_complete": 4, "translate_de": 7, "translate_es": 6,
-    "story": 4, "german": 2, "spanish": 2, "code": 2, "chat": 18, "talk": 4, "page": 3, "context_quiz": 4,
+    "story": 4, "german": 2, "spanish": 2, "code": 2, "chat": 18, "talk": 4, "page": 3, "context_quiz": 4, "recall": 4,
 }
 DOMAINS = {
     "stories": ["story"], "arithmetic": ["addition", "subtraction", "multiplication"],
@@ -81,6 +81,10 @@ def document(kind, rng, held=False):
     """A document of the kind, from the training share of every family unless held."""
     if kind in tasks.FAMILIES:
         return plain(tasks.draw(kind, rng, held))
+    if kind == "recall":
+        story, pairs = tasks.recall(rng)
+        parts = [(story, PROMPT_WEIGHT)] + [p for lead, rest in pairs for p in ((lead, PROMPT_WEIGHT), (rest, 1.0))]
+        return parts + [("\n" + END, 1.0)]
     if kind == "context_quiz":
         story, pairs = tasks.context_quiz(rng, held)
         parts = [(story, PROMPT_WEIGHT)]

@@ -59,6 +59,18 @@ def perplexity(model, tokenizer, path, window):
     return math.exp(loss / count), count, load / load.sum(1, keepdim=True)
 
 
+def show_experts(loads):
+    """Print how much each domain concentrates on few experts, and on which more than the others do."""
+    mean = torch.stack(list(loads.values())).mean(0)
+    print(f"least used expert: {mean.min().item() * mean.shape[1]:.2f} of an even share")
+    for domain, load in loads.items():
+        half = load.sort(-1, descending=True).values[:, :8].sum(-1).mean().item()
+        ratio, at = (load / mean.clamp_min(1e-9)).flatten().sort(descending=True)
+        top = ", ".join(f"{i // mean.shape[1]}.{i % mean.shape[1]} x{r:.1f}" for r, i in
+                        zip(ratio[:3].tolist(), at[:3].tolist()))
+        print(f"experts {domain}: the 8 busiest of {mean.shape[1]} take {half:.0%}; most peculiar (layer.expert) {top}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "deploy/demo-model")
@@ -75,14 +87,8 @@ def main():
     for path in sorted((args.data / "heldout").glob("*.txt")):
         value, count, loads[path.stem] = perplexity(model, tokenizer, path, args.window)
         print(f"perplexity {path.stem}: {value:.3f} over {count} tokens", flush=True)
-    mean = torch.stack(list(loads.values())).mean(0)
-    print(f"least used expert: {mean.min().item() * mean.shape[1]:.2f} of an even share")
-    for domain, load in loads.items():
-        half = load.sort(-1, descending=True).values[:, :8].sum(-1).mean().item()
-        ratio, at = (load / mean.clamp_min(1e-9)).flatten().sort(descending=True)
-        top = ", ".join(f"{i // mean.shape[1]}.{i % mean.shape[1]} x{r:.1f}" for r, i in
-                        zip(ratio[:3].tolist(), at[:3].tolist()))
-        print(f"experts {domain}: the 8 busiest of {mean.shape[1]} take {half:.0%}; most peculiar (layer.expert) {top}")
+    if loads:
+        show_experts(loads)
     for path in sorted((args.data / "tasks").glob("*.jsonl")):
         print(f"exact match {path.stem}: {accuracy(model, tokenizer, path, args.limit, args.show):.3f}", flush=True)
 

@@ -152,6 +152,24 @@ def context(rng, hard=False):
                 [f"{story} {question}", f"{story}\n{question}"])
 
 
+def recall(rng):
+    """(story, its [(lead, rest)] statements): the lookup of the context family without the carrying of a question.
+
+    The story's facts are read back from its sentences, so that any draw of _context will do.
+    """
+    story, _, questions = _context(rng, 1, 4)
+    out = []
+    for sentence, asked in zip(story.split(". "), questions):
+        words = sentence.rstrip(".").split()
+        answers = [a for _, a in asked]
+        if len(answers) == 2:  # The colour thing is in the place
+            out += [(f" The {words[2]} is", f" {answers[0]}."), (f" In the {words[-1]} is", f" {answers[1]}.")]
+        else:  # name verb a colour thing
+            out += [(f" The {words[-1]} is", f" {answers[0]}."), (f" The {words[-1]} belongs to", f" {answers[1]}."),
+                    (f" {words[0]} {words[1]}", f" {answers[2]}.")]
+    return story, rng.sample(out, min(6, len(out)))
+
+
 def context_quiz(rng, held):
     """(story, up to five of its [(question, answer)]): more answers to learn from than one item has."""
     while True:
