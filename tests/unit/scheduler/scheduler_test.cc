@@ -214,27 +214,30 @@ TEST_CASE("Prompt rows are asked for once, in any chunking and after preemption"
 
 TEST_CASE("A sequence preempted in the middle of its prompt repeats no prompt row", "[scheduler]") {
   SchedulerOptions options = Small();
-  options.prefill_chunk = 2;
-  options.max_batch_tokens = 4;
+  options.prefill_chunk = 1;
   Scheduler s(options);
-  s.Add(Spec(1, 15, 17, 0));  // grows into the last blocks
-  while (s.Find(1)->generated() < 6) Finish(&s, s.Schedule());
-  SequenceSpec spec = Spec(2, 4, 4, 1);
+  s.Add(Spec(1, 3, 25, 0));
+  while (s.Find(1)->size() < 12) Finish(&s, s.Schedule());
+  SequenceSpec spec = Spec(2, 12, 2, 1);
   spec.prompt_rows = true;
   s.Add(spec);
-  int rows = 0, preemptions = 0, next = 0;
+  int preempted_after_rows = -1, next_row = 0;
   while (!s.empty()) {
     const Batch& batch = s.Schedule();
-    preemptions += static_cast<int>(batch.preempted.size());
+    if (!batch.preempted.empty()) {
+      CHECK(batch.preempted == std::vector<SequenceId>{2});
+      preempted_after_rows = next_row;
+    }
     for (const ScheduledChunk& chunk : batch.chunks) {
       if (chunk.rows != RowsWanted::kAll) continue;
-      CHECK(chunk.position + chunk.prompt_rows_begin == next);
-      rows += chunk.prompt_rows_end - chunk.prompt_rows_begin;
-      next = chunk.position + chunk.prompt_rows_end;
+      CHECK(chunk.position + chunk.prompt_rows_begin == next_row);
+      next_row = chunk.position + chunk.prompt_rows_end;
     }
     Finish(&s, batch);
   }
-  CHECK(rows == 3);
+  CHECK(preempted_after_rows > 0);
+  CHECK(preempted_after_rows < 11);
+  CHECK(next_row == 11);
 }
 
 TEST_CASE("Sequences end by an ending token, by length, by failure and by max_tokens 0",
