@@ -25,12 +25,8 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(36);
   int exit_code = 0;
   sluice::AddServe(app, &exit_code);
-#ifdef SLUICE_HAS_BENCH
   sluice::AddBench(app, &exit_code);
-#endif
-#ifdef SLUICE_HAS_EVAL
   sluice::AddEval(app, &exit_code);
-#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
