@@ -153,6 +153,7 @@ bool IsWhitespace(char32_t c) {
 
 bool IsNumeric(char32_t c) {
   if (c < 0x80) return c >= '0' && c <= '9';
+  if ((c >= 0x11DE0 && c <= 0x11DE9) || (c >= 0x16FF4 && c <= 0x16FF6)) return true;  // Unicode 17
   return Category(c)[0] == 'N';
 }
 
