@@ -28,8 +28,8 @@ bool IsWord(char32_t c);         // \w of Rust's regex crate
 
 enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 
-// Unicode normalization with the data of Unicode 9, in O(n log n) whatever the input (a run of many combining marks too).
-// REQUIRES: valid UTF-8.
+// Unicode normalization with the data of Unicode 9, in O(n log n) whatever the input (a run of many
+// combining marks too). REQUIRES: valid UTF-8.
 std::string Normalize(std::string_view text, NormalForm form);
 
 // Character by character, without context, as Rust's char::to_lowercase. REQUIRES: valid UTF-8.
