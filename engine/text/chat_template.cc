@@ -72,7 +72,7 @@ Result<ChatTemplate> ChatTemplate::Parse(std::string source) {
     return InvalidArgument("the chat template is longer than " + std::to_string(kMaxSourceBytes) +
                            " bytes");
   }
-  if (!jinja::ValidUtf8(source)) return InvalidArgument("the chat template is not valid UTF-8");
+  if (!IsValidUtf8(source)) return InvalidArgument("the chat template is not valid UTF-8");
   try {
     auto program = std::make_shared<jinja::Program>(jinja::ParseTemplate(source));
     jinja::ResolveNames(*program);

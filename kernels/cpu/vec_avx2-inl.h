@@ -153,6 +153,4 @@ SLUICE_INLINE __m256 Pow2(__m256 n) {
 }
 SLUICE_INLINE Vec ScaleByPow2(Vec v, Vec n) { return Mul(v, {Pow2(n.lo), Pow2(n.hi)}); }
 
-SLUICE_INLINE void Opaque(Vec& v) { __asm__ volatile("" : "+x"(v.lo), "+x"(v.hi)); }
-
 SLUICE_END_ISA

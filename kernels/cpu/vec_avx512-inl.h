@@ -147,6 +147,4 @@ SLUICE_INLINE void StorePairs(Bf16* to, Vec first, Vec second) {
 constexpr bool kHasBf16Dot = false;
 #endif
 
-SLUICE_INLINE void Opaque(Vec& x) { __asm__ volatile("" : "+v"(x.v)); }
-
 SLUICE_END_ISA

@@ -197,8 +197,5 @@ SLUICE_INLINE Vec ScaleByPow2(Vec v, Vec n) {
   }
   return v;
 }
-SLUICE_INLINE void Opaque(Vec& v) {
-  __asm__ volatile("" : "+w"(v.q[0]), "+w"(v.q[1]), "+w"(v.q[2]), "+w"(v.q[3]));
-}
 
 SLUICE_END_ISA

@@ -15,7 +15,6 @@
 //   SumLanes, MaxLanes  over lanes in the fixed order (i, i+8), (i, i+4), (i, i+2), (i, i+1)
 //   RoundToInt       to the nearest integer, ties to even; ScaleByPow2(x, n) = x * 2^n, n integral
 //                    in [-126, 127]
-//   Opaque           hides a value's origin from the optimizer (for measurements)
 // and the constants that shape register tiles:
 //   kMatmulAccumulators     Vecs that the matmul keeps as accumulators
 //   kMatmulMaxTile          most tokens that it keeps at once
@@ -187,7 +186,5 @@ SLUICE_INLINE Vec ScaleByPow2(Vec v, Vec n) {
   }
   return v;
 }
-
-SLUICE_INLINE void Opaque(Vec& v) { __asm__ volatile("" : "+m"(v)); }
 
 SLUICE_END_ISA

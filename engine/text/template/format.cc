@@ -29,7 +29,7 @@ struct Spec {
 
 void Pad(std::string_view sign, std::string_view body, const Spec& spec, char default_align,
          TextBuilder* out) {
-  const size_t length = CodePointCount(body) + sign.size();
+  const size_t length = CountCharacters(body) + sign.size();
   const auto width = static_cast<size_t>(spec.width);
   const size_t missing = width > length ? width - length : 0;
   const char align = spec.align != 0 ? spec.align : default_align;

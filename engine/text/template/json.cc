@@ -11,7 +11,7 @@ namespace sluice::jinja {
 namespace {
 
 void CheckText(const std::string& text) {
-  if (!ValidUtf8(text)) Fail("a string that the chat template was given is not valid UTF-8");
+  if (!IsValidUtf8(text)) Fail("a string that the chat template was given is not valid UTF-8");
 }
 
 class JsonWriter {

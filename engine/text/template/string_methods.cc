@@ -125,7 +125,7 @@ Value StripEnds(Runtime& rt, const Value& self, CallArgs& args, bool left, bool 
     text.remove_prefix(end);
   }
   while (right && !text.empty()) {
-    const size_t begin = PreviousOffset(text, text.size());
+    const size_t begin = PreviousCharacter(text, text.size());
     if (!in_set(text.substr(begin))) break;
     text.remove_suffix(text.size() - begin);
   }
@@ -204,7 +204,7 @@ int64_t Search(Runtime& rt, const Value& self, CallArgs& args, std::string_view 
   const std::string_view part = Text(self).substr(window.begin, window.end - window.begin);
   const size_t at = last ? FindLastText(rt, part, needle) : FindText(rt, part, needle);
   if (at == kNotFound) return -1;
-  return static_cast<int64_t>(window.first + CodePointCount(part.substr(0, at)));
+  return static_cast<int64_t>(window.first + CountCharacters(part.substr(0, at)));
 }
 
 Value Find(Runtime& rt, const Value& self, CallArgs& args) {
@@ -230,7 +230,7 @@ Value Count(Runtime& rt, const Value& self, CallArgs& args) {
   const std::string_view needle = a.String(0);
   if (window.out_of_range) return Value::Int(0);
   const std::string_view part = Text(self).substr(window.begin, window.end - window.begin);
-  if (needle.empty()) return Value::Int(static_cast<int64_t>(CodePointCount(part)) + 1);
+  if (needle.empty()) return Value::Int(static_cast<int64_t>(CountCharacters(part)) + 1);
   int64_t count = 0;
   for (size_t pos = 0;; ++count) {
     const size_t at = FindText(rt, part, needle, pos);
@@ -337,7 +337,7 @@ enum class Justify { kLeft, kRight, kCenter };
 Value Justified(Runtime& rt, const Value& self, CallArgs& args, Justify mode) {
   const Arguments a("the justifying method", args, {"/width", "/fillchar"}, 1);
   const std::string_view fill = a.Has(1) ? a.String(1) : " ";
-  if (CodePointCount(fill) != 1) Fail("the fill character must be exactly one character long");
+  if (CountCharacters(fill) != 1) Fail("the fill character must be exactly one character long");
   const auto length = static_cast<int64_t>(Length(self));
   const int64_t width = a.Int(0, 0);
   if (width <= length) return Same(rt, self, std::string(Text(self)));

@@ -138,7 +138,7 @@ Value Truncate(Runtime& rt, const Value& self, CallArgs& args) {
   const Arguments a("truncate", args, {"length", "killwords", "end", "leeway"});
   const int64_t length = a.Int(0, 255);
   const std::string end = a.Has(2) ? std::string(a.String(2)) : "...";
-  const auto end_length = static_cast<int64_t>(CodePointCount(end));
+  const auto end_length = static_cast<int64_t>(CountCharacters(end));
   const int64_t leeway = a.HasSome(3) ? a.Int(3, 5) : 5;
   if (length < end_length) Fail("truncate: the length is shorter than the end mark");
   if (leeway < 0) Fail("truncate: the leeway is negative");

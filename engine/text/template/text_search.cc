@@ -67,7 +67,7 @@ Values SplitSpaceRight(Runtime& rt, std::string_view text, size_t limit, bool ma
     }
     size_t begin = text.size();
     while (begin > 0) {
-      const size_t previous = PreviousOffset(text, begin);
+      const size_t previous = PreviousCharacter(text, begin);
       size_t at = previous;
       if (IsSpace(DecodeNext(text, &at))) break;
       begin = previous;

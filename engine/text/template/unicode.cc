@@ -171,7 +171,7 @@ bool IsCaseIgnorable(char32_t c) {
 bool IsFinalSigma(std::string_view text, size_t begin, size_t end) {
   bool cased_before = false;
   for (size_t pos = begin; pos > 0;) {
-    pos = PreviousOffset(text, pos);
+    pos = PreviousCharacter(text, pos);
     size_t at = pos;
     const char32_t c = DecodeNext(text, &at);
     if (IsCaseIgnorable(c)) continue;
@@ -228,44 +228,6 @@ constexpr char32_t kNumericLetters[] = {
 
 }  // namespace
 
-bool ValidUtf8(std::string_view text) {
-  size_t i = 0;
-  while (i < text.size()) {
-    const auto byte = static_cast<unsigned char>(text[i]);
-    if (byte < 0x80) {
-      ++i;
-      continue;
-    }
-    size_t length = 0;
-    char32_t c = 0;
-    if (byte >= 0xC2 && byte <= 0xDF) {
-      length = 2, c = byte & 0x1F;
-    } else if (byte >= 0xE0 && byte <= 0xEF) {
-      length = 3, c = byte & 0x0F;
-    } else if (byte >= 0xF0 && byte <= 0xF4) {
-      length = 4, c = byte & 0x07;
-    } else {
-      return false;
-    }
-    if (text.size() - i < length) return false;
-    for (size_t k = 1; k < length; ++k) {
-      const auto next = static_cast<unsigned char>(text[i + k]);
-      if ((next & 0xC0) != 0x80) return false;
-      c = c << 6 | (next & 0x3F);
-    }
-    if ((length == 3 && c < 0x800) || (length == 4 && c < 0x10000)) return false;
-    if (c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return false;
-    i += length;
-  }
-  return true;
-}
-
-size_t CodePointCount(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
-  }));
-}
-
 char32_t DecodeNext(std::string_view text, size_t* pos) {
   const auto lead = static_cast<unsigned char>(text[(*pos)++]);
   if (lead < 0x80) return lead;
@@ -277,13 +239,6 @@ char32_t DecodeNext(std::string_view text, size_t* pos) {
   return c;
 }
 
-size_t PreviousOffset(std::string_view text, size_t pos) {
-  do {
-    --pos;
-  } while (pos > 0 && (static_cast<unsigned char>(text[pos]) & 0xC0) == 0x80);
-  return pos;
-}
-
 size_t OffsetOf(std::string_view text, size_t index) {
   size_t pos = 0;
   while (index > 0 && pos < text.size()) {
@@ -291,24 +246,6 @@ size_t OffsetOf(std::string_view text, size_t index) {
     --index;
   }
   return pos;
-}
-
-void AppendUtf8(char32_t c, std::string* out) {
-  if (c < 0x80) {
-    out->push_back(static_cast<char>(c));
-  } else if (c < 0x800) {
-    out->push_back(static_cast<char>(0xC0 | c >> 6));
-    out->push_back(static_cast<char>(0x80 | (c & 0x3F)));
-  } else if (c < 0x10000) {
-    out->push_back(static_cast<char>(0xE0 | c >> 12));
-    out->push_back(static_cast<char>(0x80 | (c >> 6 & 0x3F)));
-    out->push_back(static_cast<char>(0x80 | (c & 0x3F)));
-  } else {
-    out->push_back(static_cast<char>(0xF0 | c >> 18));
-    out->push_back(static_cast<char>(0x80 | (c >> 12 & 0x3F)));
-    out->push_back(static_cast<char>(0x80 | (c >> 6 & 0x3F)));
-    out->push_back(static_cast<char>(0x80 | (c & 0x3F)));
-  }
 }
 
 bool IsSpace(char32_t c) {
@@ -470,7 +407,7 @@ std::string_view StripSpace(std::string_view text, bool left, bool right) {
     begin = next;
   }
   while (right && end > begin) {
-    const size_t previous = PreviousOffset(text, end);
+    const size_t previous = PreviousCharacter(text, end);
     size_t at = previous;
     if (!IsSpace(DecodeNext(text, &at))) break;
     end = previous;

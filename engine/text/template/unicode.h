@@ -1,7 +1,7 @@
 // Python's view of text over UTF-8: code points, whitespace, character classes, case mapping.
-// Every function that takes a string_view expects valid UTF-8 (ValidUtf8).
-// Categories and simple case mappings are utf8proc's; the one-to-many mappings of Unicode's
-// SpecialCasing.txt are tables here.
+// Every function that takes a string_view expects valid UTF-8 (engine/base/utf8.h, which also has
+// what is not special to Python). Categories and simple case mappings are utf8proc's; the
+// one-to-many mappings of Unicode's SpecialCasing.txt are tables here.
 #pragma once
 
 #include <cstddef>
@@ -9,24 +9,15 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/utf8.h"
+
 namespace sluice::jinja {
-
-// True when `text` is well-formed UTF-8: no overlong forms, no surrogates, nothing past U+10FFFF.
-bool ValidUtf8(std::string_view text);
-
-// Number of code points.
-size_t CodePointCount(std::string_view text);
 
 // The code point at byte `*pos`, which moves past it. REQUIRES: *pos < text.size().
 char32_t DecodeNext(std::string_view text, size_t* pos);
 
-// The byte offset where the code point before byte `pos` starts. REQUIRES: 0 < pos <= text.size().
-size_t PreviousOffset(std::string_view text, size_t pos);
-
 // The byte offset of code point number `index`, or text.size() past the end.
 size_t OffsetOf(std::string_view text, size_t index);
-
-void AppendUtf8(char32_t code_point, std::string* out);
 
 bool IsSpace(char32_t c);      // str.isspace, and \s of re
 bool IsLineBreak(char32_t c);  // str.splitlines

@@ -84,7 +84,7 @@ Value Runtime::Undefined(std::string message) {
 StringObject::StringObject(Runtime& runtime, std::string t, bool m)
     : Object(runtime, sizeof(*this) + t.capacity()),
       text(std::move(t)),
-      length(CodePointCount(text)),
+      length(CountCharacters(text)),
       markup(m) {
   runtime.Work(text.size());
 }
