@@ -1,0 +1,44 @@
+// From float rows (or GGUF blocks) to bit-nested planes. Works panel by panel: 16 rows at a time,
+// no state between panels, so panels of a matrix may be quantized by several threads.
+#pragma once
+
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/formats/gguf_types.h"
+#include "engine/formats/pack.h"
+#include "kernels/common/nested.h"
+
+namespace sluice {
+
+// What calibration knows of a matrix's inputs. Empty spans: nothing is known (data-free).
+struct InputStatistics {
+  std::span<const float> mean_square;  // [cols] of the input: the weight of a column's error
+  // Upper triangular factor for error compensation: U with U^T U = (H + damping)^-1, H the mean of
+  // x x^T; [cols, cols] row-major. Empty: columns are rounded independently.
+  std::span<const float> compensation;
+};
+
+struct QuantizerOptions {
+  NestedFormat format;
+  // How much the squared error at each number of planes counts when scales and codes are chosen;
+  // [NestedPlanes(bits)], the last one is full precision. Empty: DefaultLevelWeights(bits).
+  std::vector<double> level_weights;
+};
+std::vector<double> DefaultLevelWeights(int bits);
+
+// rows: up to 16 rows, [row_count, cols]; missing rows of the panel become zeros.
+void QuantizePanel(const QuantizerOptions& options, const InputStatistics& statistics,
+                   const float* rows, int row_count, int cols, NestedPanel* out);
+
+// The format that holds blocks of this type without loss, or nothing (floats; IQ4 and MXFP4 types,
+// whose values are not equally spaced).
+std::optional<NestedFormat> ExactFormat(GgufType type);
+// Up to 16 rows of blocks as a panel of ExactFormat(type): DequantizeNested of it equals
+// DequantizeGguf of them, bit for bit (up to -0). `blocks`: GgufBytes(row_count * cols) bytes.
+void ImportPanel(const GgufTypeInfo& type, const std::byte* blocks, int row_count, int cols,
+                 NestedPanel* out);
+
+}  // namespace sluice
