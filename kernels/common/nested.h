@@ -121,12 +121,12 @@ constexpr size_t NestedScaleBytes(NestedFormat f, int cols) {
 }
 // Bytes of one panel in plane i, and of the whole plane.
 constexpr size_t NestedPanelBytes(NestedFormat f, int cols, int plane) {
-  const size_t codes =
-      static_cast<size_t>(NestedUnits(cols)) * 64 * NestedPlaneBits(f.bits, plane);
+  const size_t codes = static_cast<size_t>(NestedUnits(cols)) * 64 * NestedPlaneBits(f.bits, plane);
   return plane > 0 ? codes : NestedSuperBytes(f, cols) + NestedScaleBytes(f, cols) + codes;
 }
 constexpr size_t NestedPlaneBytes(NestedFormat f, int rows, int cols, int plane) {
-  return NestedPanelBytes(f, cols, plane) * static_cast<size_t>((rows + kNestedRows - 1) / kNestedRows);
+  return NestedPanelBytes(f, cols, plane) *
+         static_cast<size_t>((rows + kNestedRows - 1) / kNestedRows);
 }
 // Of the first `planes` planes together.
 constexpr size_t NestedBytes(NestedFormat f, int rows, int cols, int planes) {
@@ -158,7 +158,6 @@ void DecodeNestedPanel(NestedFormat format, int cols, int panel, const std::byte
 // Rows [first_row, first_row + row_count) as F32, [row_count, cols]: the formula above, at the
 // precision of `plane_count` planes. The oracle of every kernel.
 void DequantizeNested(NestedFormat format, int cols, const std::byte* const* planes,
-                      int plane_count, NestedLevel level, int first_row, int row_count,
-                      float* out);
+                      int plane_count, NestedLevel level, int first_row, int row_count, float* out);
 
 }  // namespace sluice

@@ -1,0 +1,95 @@
+// What the tests of bit-nested matrices share: all formats, and matrices of reproducible numbers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/common/nested.h"
+#include "tests/unit/kernels/kernel_fixture.h"
+
+namespace sluice {
+
+inline std::vector<NestedFormat> AllNestedFormats() {
+  std::vector<NestedFormat> formats;
+  for (const ScaleKind scales :
+       {ScaleKind::kF16, ScaleKind::kF16Min, ScaleKind::kU8Min, ScaleKind::kI8}) {
+    for (const int group : {16, 32}) {
+      for (int bits = 2; bits <= 8; ++bits) {
+        const NestedFormat format = {scales, static_cast<uint8_t>(group),
+                                     static_cast<uint8_t>(bits)};
+        if (ValidNestedFormat(format)) formats.push_back(format);
+      }
+    }
+  }
+  return formats;
+}
+
+inline std::string Case(NestedFormat format) {
+  static constexpr const char* kNames[] = {"F16", "F16Min", "U8Min", "I8"};
+  return std::string(kNames[static_cast<int>(format.scales)]) + " group " +
+         std::to_string(format.group) + " bits " + std::to_string(format.bits);
+}
+
+// An encoded matrix whose rows past `rows` and columns past `cols` are zero, and what it was
+// encoded from. Each plane has guard bytes round it and holds `filler` before.
+struct NestedMatrix {
+  NestedFormat format;
+  int rows;
+  int cols;
+  std::vector<NestedPanel> panels;
+  std::vector<cpu::Guarded<uint8_t>> storage;
+  std::byte* planes[kMaxPlanes] = {};
+
+  NestedMatrix(NestedFormat format, int rows, int cols, cpu::Numbers& numbers,
+               uint8_t filler = 0x5a)
+      : format(format), rows(rows), cols(cols) {
+    storage.reserve(kMaxPlanes);
+    for (int i = 0; i < NestedPlanes(format.bits); ++i) {
+      const size_t bytes = NestedPlaneBytes(format, rows, cols, i);
+      storage.emplace_back(bytes);
+      planes[i] = reinterpret_cast<std::byte*>(storage.back().data());
+      std::memset(planes[i], filler, bytes);
+    }
+    for (int panel = 0; panel < (rows + kNestedRows - 1) / kNestedRows; ++panel) {
+      panels.push_back(RandomPanel(panel, numbers));
+      EncodeNestedPanel(format, cols, panels.back(), panel, planes);
+    }
+  }
+  NestedMatrix(const NestedMatrix&) = delete;
+  NestedMatrix& operator=(const NestedMatrix&) = delete;
+
+  bool Intact() const {
+    for (const auto& plane : storage) {
+      if (!plane.Intact()) return false;
+    }
+    return true;
+  }
+
+ private:
+  NestedPanel RandomPanel(int index, cpu::Numbers& numbers) const {
+    NestedPanel panel;
+    panel.Resize(format, cols);
+    const int padded = NestedPaddedCols(cols);
+    const bool bytes = format.scales == ScaleKind::kU8Min || format.scales == ScaleKind::kI8;
+    const auto fill = [&](std::vector<uint16_t>& field, bool as_bytes) {
+      for (size_t i = 0; i < field.size(); ++i) {
+        const uint16_t value =
+            as_bytes ? static_cast<uint16_t>(numbers.Below(256)) : F32ToF16(0.01f * numbers.Next());
+        if (index * kNestedRows + static_cast<int>(i) % kNestedRows < rows) field[i] = value;
+      }
+    };
+    fill(panel.super_scale, false);
+    fill(panel.super_min, false);
+    fill(panel.scale, bytes);
+    fill(panel.min, bytes);
+    for (int row = 0; row < kNestedRows && index * kNestedRows + row < rows; ++row) {
+      for (int k = 0; k < cols; ++k) {
+        panel.codes[row * padded + k] = static_cast<uint8_t>(numbers.Below(1 << format.bits));
+      }
+    }
+    return panel;
+  }
+};
+
+}  // namespace sluice
