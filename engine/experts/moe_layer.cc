@@ -27,7 +27,8 @@ int Slots(const ModelConfig& config) {
 
 }  // namespace
 
-MoeRunner::MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens)
+MoeRunner::MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens,
+                     ForwardObserver* observer)
     : backend_(backend),
       hidden_(config.hidden),
       norm_eps_(static_cast<float>(config.norm_eps)),
@@ -35,7 +36,8 @@ MoeRunner::MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens
       slots_(Slots(config)),
       max_tokens_(max_tokens),
       plan_(max_tokens, std::max(1, config.router.experts_per_token),
-            std::max(1, config.router.num_experts)) {
+            std::max(1, config.router.num_experts)),
+      observer_(observer) {
   groups_.reserve(config.router.num_experts + 1);
 }
 
@@ -59,8 +61,9 @@ void MoeRunner::AddLimits(const ModelConfig& config, int max_tokens, WorkspaceLi
   }
 }
 
-Result<MoeRunner> MoeRunner::Create(Backend* backend, const ModelConfig& config, int max_tokens) {
-  MoeRunner runner(backend, config, max_tokens);
+Result<MoeRunner> MoeRunner::Create(Backend* backend, const ModelConfig& config, int max_tokens,
+                                    ForwardObserver* observer) {
+  MoeRunner runner(backend, config, max_tokens, observer);
   const auto tokens = static_cast<size_t>(max_tokens);
   const auto slots = static_cast<size_t>(runner.slots_);
   const auto experts = static_cast<size_t>(config.router.num_experts);
@@ -75,6 +78,12 @@ Result<MoeRunner> MoeRunner::Create(Backend* backend, const ModelConfig& config,
   layout.Add(&runner.ids_, tokens * slots);
   layout.Add(&runner.index_, tokens * slots);
   layout.Add(&runner.identity_, tokens);
+  if (observer != nullptr) {
+    WorkspaceLimits limits;
+    AddLimits(config, max_tokens, &limits);
+    layout.Add(&runner.down_inputs_, static_cast<size_t>(limits.max_mlp_values));
+    runner.observed_weights_.resize(tokens * slots);
+  }
   auto memory = layout.Allocate(backend, "expert layer buffers");
   if (!memory) return memory.error();
   runner.memory_ = std::move(*memory);
@@ -85,7 +94,33 @@ Result<MoeRunner> MoeRunner::Create(Backend* backend, const ModelConfig& config,
   return runner;
 }
 
-void MoeRunner::RunDense(const MoeWeights& weights, int tokens, float* hidden) {
+void MoeRunner::Observe(int layer, int tokens) {
+  for (int t = 0; t < tokens; ++t) {
+    for (int s = 0; s < slots_; ++s) {
+      observed_weights_[index_[t * slots_ + s]] = weights_[t * slots_ + s];
+    }
+  }
+  ptrdiff_t assignment = 0;
+  const float* down_inputs = down_inputs_;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const MlpGroup& group = groups_[g];
+    const bool routed = g < plan_.groups().size();
+    observer_->OnExpert({.layer = layer,
+                         .expert = routed ? plan_.groups()[g].expert : -1,
+                         .count = group.count,
+                         .hidden = hidden_,
+                         .intermediate = group.gate.rows,
+                         .x = normed_,
+                         .rows = group.rows,
+                         .down_inputs = down_inputs,
+                         .outputs = outputs_ + assignment * hidden_,
+                         .weights = observed_weights_.data() + assignment});
+    assignment += group.count;
+    down_inputs += static_cast<ptrdiff_t>(group.count) * group.gate.rows;
+  }
+}
+
+void MoeRunner::RunDense(int layer, const MoeWeights& weights, int tokens, float* hidden) {
   backend_->Linear({.x = hidden,
                     .x_stride = hidden_,
                     .tokens = tokens,
@@ -96,8 +131,24 @@ void MoeRunner::RunDense(const MoeWeights& weights, int tokens, float* hidden) {
                     .outputs = {}});
   const MlpGroup group = {weights.dense.gate, weights.dense.up, weights.dense.down, nullptr,
                           tokens};
-  backend_->Mlp(
-      {.x = normed_, .x_stride = hidden_, .hidden = hidden_, .groups = {&group, 1}, .y = outputs_});
+  backend_->Mlp({.x = normed_,
+                 .x_stride = hidden_,
+                 .hidden = hidden_,
+                 .groups = {&group, 1},
+                 .y = outputs_,
+                 .down_inputs = down_inputs_});
+  if (observer_ != nullptr) {
+    observer_->OnExpert({.layer = layer,
+                         .expert = -1,
+                         .count = tokens,
+                         .hidden = hidden_,
+                         .intermediate = group.gate.rows,
+                         .x = normed_,
+                         .rows = nullptr,
+                         .down_inputs = down_inputs_,
+                         .outputs = outputs_,
+                         .weights = ones_});
+  }
   backend_->Combine({.y = outputs_,
                      .tokens = tokens,
                      .slots = 1,
@@ -110,7 +161,7 @@ void MoeRunner::RunDense(const MoeWeights& weights, int tokens, float* hidden) {
 void MoeRunner::Run(int layer, const MoeWeights& weights, const ResidentExperts& experts,
                     int tokens, float* hidden, MoeStats* stats) {
   SLUICE_CHECK(tokens >= 1 && tokens <= max_tokens_);
-  if (!weights.router) return RunDense(weights, tokens, hidden);
+  if (!weights.router) return RunDense(layer, weights, tokens, hidden);
 
   const int k = router_.experts_per_token;
   const bool shared = static_cast<bool>(weights.shared);
@@ -151,8 +202,13 @@ void MoeRunner::Run(int layer, const MoeWeights& weights, const ResidentExperts&
         {weights.shared.gate, weights.shared.up, weights.shared.down, nullptr, tokens});
     for (int t = 0; t < tokens; ++t) index_[t * slots_ + k] = tokens * k + t;
   }
-  backend_->Mlp(
-      {.x = normed_, .x_stride = hidden_, .hidden = hidden_, .groups = groups_, .y = outputs_});
+  backend_->Mlp({.x = normed_,
+                 .x_stride = hidden_,
+                 .hidden = hidden_,
+                 .groups = groups_,
+                 .y = outputs_,
+                 .down_inputs = down_inputs_});
+  if (observer_ != nullptr) Observe(layer, tokens);
   backend_->Combine({.y = outputs_,
                      .tokens = tokens,
                      .slots = slots_,

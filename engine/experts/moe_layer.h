@@ -11,6 +11,7 @@
 #include "engine/arch/model_config.h"
 #include "engine/base/result.h"
 #include "engine/experts/expert_weights.h"
+#include "engine/experts/forward_observer.h"
 #include "engine/experts/router.h"
 #include "engine/tensor/backend.h"
 
@@ -32,8 +33,10 @@ struct MoeStats {
 
 class MoeRunner {
  public:
-  // `backend` outlives the runner. Memory for steps of up to max_tokens is allocated here.
-  static Result<MoeRunner> Create(Backend* backend, const ModelConfig& config, int max_tokens);
+  // `backend` and `observer` (nullable) outlive the runner. Memory for steps of up to max_tokens is
+  // allocated here.
+  static Result<MoeRunner> Create(Backend* backend, const ModelConfig& config, int max_tokens,
+                                  ForwardObserver* observer = nullptr);
 
   // What Backend::Prepare must be told for this model's expert layers (the MLP fields only).
   static void AddLimits(const ModelConfig& config, int max_tokens, WorkspaceLimits* limits);
@@ -46,8 +49,10 @@ class MoeRunner {
   size_t arena_bytes() const { return memory_.bytes(); }
 
  private:
-  MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens);
-  void RunDense(const MoeWeights& weights, int tokens, float* hidden);
+  MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens, ForwardObserver* observer);
+  void RunDense(int layer, const MoeWeights& weights, int tokens, float* hidden);
+  // Tells the observer of all groups of a sparse layer's step.
+  void Observe(int layer, int tokens);
 
   Backend* backend_;
   int hidden_;
@@ -68,6 +73,10 @@ class MoeRunner {
   int32_t* identity_ = nullptr;    // [max_tokens] 0, 1, 2, ...
   RoutingPlan plan_;
   std::vector<MlpGroup> groups_;
+
+  ForwardObserver* observer_;
+  float* down_inputs_ = nullptr;         // as Backend::Mlp gives them; null without an observer
+  std::vector<float> observed_weights_;  // [max_tokens * slots], by assignment
 };
 
 }  // namespace sluice

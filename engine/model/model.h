@@ -16,6 +16,7 @@
 
 #include "engine/arch/model_config.h"
 #include "engine/base/result.h"
+#include "engine/experts/forward_observer.h"
 #include "kernels/common/dtype.h"
 #include "kernels/cpu/ops.h"
 
@@ -35,6 +36,8 @@ struct ModelOptions {
   int kv_blocks = 0;  // KV blocks of 16 tokens; REQUIRED > 0 (the caller turns memory into blocks
                       // with KvBytesPerBlock)
   std::optional<DType> kv_dtype;  // default: F32 for F32 weights, otherwise F16
+  // Nullable: told of activations; outlives the model. For calibration: costs copies.
+  ForwardObserver* observer = nullptr;
   // Called with fractions in [0, 1] while weights load; may be empty.
   std::function<void(double)> progress;
 };

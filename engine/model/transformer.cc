@@ -33,7 +33,7 @@ Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
   if (auto ok = backend->Prepare(limits); !ok) return ok.error();
   auto cache = PagedKvCache::Create(backend.get(), config, *options.kv_dtype, options.kv_blocks);
   if (!cache) return cache.error();
-  auto moe = MoeRunner::Create(backend.get(), config, options.max_batch_tokens);
+  auto moe = MoeRunner::Create(backend.get(), config, options.max_batch_tokens, options.observer);
   if (!moe) return moe.error();
   std::unique_ptr<Transformer> model(new Transformer(
       config, options, std::move(backend), std::move(weights), std::move(*cache), std::move(*moe)));
@@ -55,6 +55,7 @@ Result<> Transformer::AllocateArena() {
   layout.Add(&attention_, tokens * q_width);
   layout.Add(&last_, tokens * hidden);
   layout.Add(&logits_, tokens * static_cast<size_t>(config_.vocab));
+  if (options_.observer != nullptr) layout.Add(&normed_, tokens * hidden);
   auto memory = layout.Allocate(backend_.get(), "activations");
   if (!memory) return memory.error();
   arena_ = std::move(*memory);
@@ -110,8 +111,11 @@ void Transformer::Attend(int index) {
                     .cols = config_.hidden,
                     .norm_weight = layer.attention_norm,
                     .norm_eps = eps,
-                    .normed = nullptr,
+                    .normed = normed_,
                     .outputs = projections});
+  if (options_.observer != nullptr) {
+    options_.observer->OnAttentionInputs(index, {normed_, tokens, config_.hidden});
+  }
   backend_->RopeCache({.q = q_,
                        .k = k_,
                        .v = v_,
@@ -140,6 +144,9 @@ void Transformer::Attend(int index) {
 void Transformer::AddAttention(int index, const float* attention, int rows, float* hidden) {
   const LayerWeights& layer = weights_.layers[index];
   const int q_width = config_.heads * config_.head_dim;
+  if (options_.observer != nullptr) {
+    options_.observer->OnAttentionOutputs(index, {attention, rows, q_width});
+  }
   const LinearOutput residual = {.weight = layer.o,
                                  .bias = layer.o_bias,
                                  .y = hidden,
@@ -183,8 +190,11 @@ std::span<const float> Transformer::Logits(const float* hidden, int rows) {
                     .cols = config_.hidden,
                     .norm_weight = weights_.final_norm,
                     .norm_eps = static_cast<float>(config_.norm_eps),
-                    .normed = nullptr,
+                    .normed = normed_,
                     .outputs = {&head, 1}});
+  if (options_.observer != nullptr) {
+    options_.observer->OnHeadInputs({normed_, rows, config_.hidden});
+  }
   return {logits_, static_cast<size_t>(rows) * static_cast<size_t>(config_.vocab)};
 }
 

@@ -64,6 +64,7 @@ class Transformer final : public Model {
   float* attention_ = nullptr;  // [max_batch_tokens, heads * head_dim]
   float* last_ = nullptr;       // [max_batch_tokens, hidden], the stream of rows that want logits
   float* logits_ = nullptr;     // [max_batch_tokens, vocab]
+  float* normed_ = nullptr;     // [max_batch_tokens, hidden], for the observer; null without one
 };
 
 // Model::Load on a given backend: for tests and profiles that watch the calls. `options.isa` and

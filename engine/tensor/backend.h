@@ -148,6 +148,8 @@ struct MlpArgs {
   int hidden = 0;
   std::span<const MlpGroup> groups;  // [host]
   float* y = nullptr;                // [sum of counts, hidden]
+  // Nullable: receives what the down projections read, [count, intermediate] group after group.
+  float* down_inputs = nullptr;
 };
 
 // out[t] += sum over s of weights[t, s] * y[index[t, s]], the sum taken in the order of s.

@@ -151,6 +151,9 @@ void CpuBackend::Mlp(const MlpArgs& args) {
   ForEach(static_cast<int64_t>(chunks_.size()), up_cost < 2 * kMinChunkCost,
           [&](Worker& worker, int64_t i) { GateUpChunk(args, chunks_[i], worker); });
 
+  if (args.down_inputs != nullptr) {
+    std::memcpy(args.down_inputs, mlp_values_.data(), static_cast<size_t>(value) * sizeof(float));
+  }
   PackTiles(nullptr, 0, 0, args, false);
   chunks_.clear();
   target = ChunkTarget(down_cost);

@@ -198,4 +198,85 @@ TEST_CASE("A dense layer adds its one network and touches no expert", "[experts]
   }
 }
 
+namespace {
+
+// Adds up what it is told and checks each network's parts against each other.
+class Recorder final : public ForwardObserver {
+ public:
+  explicit Recorder(const Layer& layer) : layer_(layer) {}
+
+  void OnAttentionInputs(int, const ActivationRows&) override {}
+  void OnAttentionOutputs(int, const ActivationRows&) override {}
+  void OnHeadInputs(const ActivationRows&) override {}
+  void OnExpert(const ExpertActivations& seen) override {
+    CHECK(seen.layer == 0);
+    const Numbers* parts = seen.expert < 0 ? layer_.shared : layer_.expert[seen.expert];
+    for (int i = 0; i < seen.count; ++i) {
+      const std::vector<double> x(seen.input(i), seen.input(i) + seen.hidden);
+      const float* inner = seen.down_inputs + i * seen.intermediate;
+      const auto y = Network(parts, x);
+      const auto down = Product(parts[2], {inner, inner + seen.intermediate});
+      const int token = seen.rows != nullptr ? seen.rows[i] : i;
+      for (int k = 0; k < seen.hidden; ++k) {
+        const float output = seen.outputs[i * seen.hidden + k];
+        worst = std::max({worst, std::abs(y[k] - output), std::abs(down[k] - output)});
+        sum[token * seen.hidden + k] += seen.weights[i] * output;
+      }
+    }
+    networks += 1;
+  }
+
+  std::vector<double> sum;  // [tokens, hidden], what the layer adds
+  double worst = 0;
+  int networks = 0;
+
+ private:
+  const Layer& layer_;
+};
+
+}  // namespace
+
+TEST_CASE("An observer sees every network's inputs, outputs and weights, and changes nothing",
+          "[experts]") {
+  for (const bool sparse : {true, false}) {
+    constexpr int kTokens = 70;
+    CpuBackend backend(cpu::SelectOps(cpu::Isa::kAuto), 2, false);
+    ModelConfig config = Config(false, sparse);
+    config.layers = {{.sparse = sparse}};
+    config.dense_intermediate = kSharedWidth;
+    WorkspaceLimits limits;
+    limits.max_tokens = kTokens;
+    limits.max_cols = kHidden;
+    MoeRunner::AddLimits(config, kTokens, &limits);
+    REQUIRE(backend.Prepare(limits).has_value());
+    Layer layer(&backend);
+    layer.AddShared(true);
+    MoeWeights weights = layer.moe;
+    if (!sparse) {
+      weights = {};
+      weights.norm = layer.norm.data();
+      weights.dense = layer.moe.shared;
+    }
+    Recorder recorder(layer);
+    recorder.sum.resize(kTokens * kHidden);
+    auto plain = MoeRunner::Create(&backend, config, kTokens);
+    auto observed = MoeRunner::Create(&backend, config, kTokens, &recorder);
+    REQUIRE(plain.has_value());
+    REQUIRE(observed.has_value());
+    const Numbers x = Values(kTokens * kHidden, 79);
+    Numbers expected = x;
+    Numbers hidden = x;
+    MoeStats stats;
+    plain->Run(0, weights, layer.experts, kTokens, expected.data(), &stats);
+    stats = {};
+    observed->Run(0, weights, layer.experts, kTokens, hidden.data(), &stats);
+    CHECK(hidden == expected);
+    CHECK(recorder.networks == stats.unique_experts + 1);
+    CHECK(recorder.worst < 1e-5);
+    for (size_t i = 0; i < hidden.size(); ++i) {
+      CHECK(hidden[i] == Approx(x[i] + recorder.sum[i]).margin(1e-5));
+    }
+  }
+}
+
 }  // namespace sluice
