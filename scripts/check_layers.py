@@ -19,6 +19,7 @@ DIRECT = {
     "engine/formats": ["engine/base", "engine/tensor", "kernels/common"],
     "engine/experts": ["engine/arch", "engine/formats", "engine/tensor"],
     "engine/model": ["engine/experts"],
+    "engine/convert": ["engine/model", "engine/text"],
     "engine/text": ["engine/base"],
     "engine/sampling": ["engine/base"],
     "engine/scheduler": ["engine/base", "engine/sampling"],
