@@ -8,8 +8,8 @@
 //   Result<PackReader> pack = PackReader::Open("olmoe.sluice");
 //   const PackTensor* q = pack->FindTensor("layers.0.attention.q");
 //   pack->ReadTensor(*q, buffer);                                   // checksum verified
-//   const PackExpert& e = pack->expert(layer, index);
-//   pack->ReadPlaneSets(e, 0, e.sets.size(), slot);
+//   const PackExpert* e = pack->FindExpert(layer, index);
+//   pack->ReadPlaneSets(layer, index, 0, e->sets.size(), slot);   // one read, verified
 #pragma once
 
 #include <cstddef>
@@ -22,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engine/base/file.h"
@@ -97,8 +98,11 @@ struct PackMetadata {
 };
 
 // Writes to a temporary file beside `path`, renamed by Finish: an interrupted pack leaves nothing
-// that loads, and a writer that is destroyed unfinished removes its file. Peak memory is what the
-// caller passes in. Errors: kIo and kResourceExhausted (disk full), naming the file.
+// that loads, and a writer that is destroyed unfinished removes its file (where the file system has
+// files without names, so does a process that is killed). Memory: 4 MiB and the index. Weights lie
+// in the order of the calls, and every change between tensors and experts begins a 4 KiB-aligned
+// section: all tensors, then all experts, reads best. Errors: kIo, kNotFound (no such directory)
+// and kResourceExhausted (disk full), naming the file; after one, every call fails with it.
 // Threads: one at a time.
 class PackWriter {
  public:
@@ -110,7 +114,8 @@ class PackWriter {
   PackWriter& operator=(PackWriter&&) noexcept;
   ~PackWriter();
 
-  // planes[i]: the bytes of plane i, layout.plane_bytes(i) of them.
+  // planes[i]: the bytes of plane i, layout.plane_bytes(i) of them. Errors: also kUnsupported for
+  // shapes that no pack may hold. REQUIRES: a name that was not used before.
   Result<> AddTensor(std::string name, const WeightLayout& layout,
                      std::span<const std::span<const std::byte>> planes);
   // planes[projection][i]. Experts may come in any order, each once; those of one layer together
@@ -118,7 +123,8 @@ class PackWriter {
   Result<> AddExpert(int layer, int index, const WeightLayout (&layouts)[3],
                      const std::vector<std::span<const std::byte>> (&planes)[3]);
   uint64_t bytes_written() const;
-  // Writes index and header, syncs, renames. The writer is finished afterwards.
+  // Writes index and header, syncs, renames. The writer is finished afterwards, also on errors.
+  // REQUIRES: every layer has all of its experts or none.
   Result<> Finish(const PackMetadata& metadata);
 
  private:
@@ -159,7 +165,7 @@ class PackReader {
                          std::span<std::byte> destination) const;
 
  private:
-  PackReader() = default;
+  explicit PackReader(File file) : file_(std::move(file)) {}
 
   File file_;
   uint32_t version_ = 0;
