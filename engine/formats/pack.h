@@ -6,7 +6,7 @@
 // and more precision is the range that follows it.
 //
 //   Result<PackReader> pack = PackReader::Open("olmoe.sluice");
-//   const PackTensor* q = pack->FindTensor("layers.0.attention.q");
+//   const PackTensor* q = pack->FindTensor("model.layers.0.self_attn.q_proj.weight");
 //   pack->ReadTensor(*q, buffer);                                   // checksum verified
 //   const PackExpert* e = pack->FindExpert(layer, index);
 //   pack->ReadPlaneSets(layer, index, 0, e->sets.size(), slot);   // one read, verified
@@ -122,7 +122,7 @@ class PackWriter {
   // read best.
   Result<> AddExpert(int layer, int index, const WeightLayout (&layouts)[3],
                      const std::vector<std::span<const std::byte>> (&planes)[3]);
-  uint64_t bytes_written() const;
+  uint64_t bytes_written() const;  // so far; after Finish: of the whole file
   // Writes index and header, syncs, renames. The writer is finished afterwards, also on errors.
   // REQUIRES: every layer has all of its experts or none.
   Result<> Finish(const PackMetadata& metadata);

@@ -167,7 +167,7 @@ struct PackWriter::State {
 
   Result<> Flush() {
     if (buffer.empty()) return {};
-    Result<> written = file.Write(flushed, buffer);
+    Result<> written = file->Write(flushed, buffer);
     if (!written) return written;
     flushed += buffer.size();
     buffer.clear();
@@ -207,8 +207,9 @@ struct PackWriter::State {
   Result<pack_wire::Document> WriteDocument(const std::string& text, uint64_t limit,
                                             const char* what);
   nlohmann::ordered_json IndexJson() const;
+  Result<> Finish(const PackMetadata& metadata);
 
-  TemporaryFile file;
+  std::optional<TemporaryFile> file;  // until Finish
   int layers;
   int experts_per_layer;
   size_t align;
@@ -263,7 +264,7 @@ Result<> PackWriter::State::WriteExpert(PackExpert expert,
 Result<pack_wire::Document> PackWriter::State::WriteDocument(const std::string& text,
                                                              uint64_t limit, const char* what) {
   if (text.size() > limit) {
-    return ResourceExhausted("cannot write " + file.target().string() + ": its " + what +
+    return ResourceExhausted("cannot write " + file->target().string() + ": its " + what +
                              " takes " + std::to_string(text.size()) + " bytes; at most " +
                              std::to_string(limit) + " are read back");
   }
@@ -362,7 +363,7 @@ Result<PackWriter> PackWriter::Create(const fs::path& path, int expert_layers,
 
 Result<> PackWriter::AddTensor(std::string name, const WeightLayout& layout,
                                std::span<const std::span<const std::byte>> planes) {
-  SLUICE_CHECK(state_ != nullptr, "this writer is finished");
+  SLUICE_CHECK(state_->file.has_value(), "this writer is finished");
   if (state_->failure) return *state_->failure;
   SLUICE_CHECK(!name.empty() && name.size() <= pack_wire::kMaxNameBytes);
   if (const std::string fault = pack_wire::LayoutFault(layout); !fault.empty()) {
@@ -383,7 +384,7 @@ Result<> PackWriter::AddTensor(std::string name, const WeightLayout& layout,
 
 Result<> PackWriter::AddExpert(int layer, int index, const WeightLayout (&layouts)[3],
                                const std::vector<std::span<const std::byte>> (&planes)[3]) {
-  SLUICE_CHECK(state_ != nullptr, "this writer is finished");
+  SLUICE_CHECK(state_->file.has_value(), "this writer is finished");
   if (state_->failure) return *state_->failure;
   SLUICE_CHECK(layer >= 0 && layer < state_->layers);
   SLUICE_CHECK(index >= 0 && index < state_->experts_per_layer);
@@ -412,14 +413,17 @@ Result<> PackWriter::AddExpert(int layer, int index, const WeightLayout (&layout
   return written;
 }
 
-uint64_t PackWriter::bytes_written() const { return state_ ? state_->position() : 0; }
+uint64_t PackWriter::bytes_written() const { return state_->position(); }
 
 Result<> PackWriter::Finish(const PackMetadata& metadata) {
-  SLUICE_CHECK(state_ != nullptr, "this writer is finished");
-  // Whatever happens, the temporary file goes with it.
-  const std::unique_ptr<State> state = std::move(state_);
-  if (state->failure) return *state->failure;
-  const std::string target = state->file.target().string();
+  SLUICE_CHECK(state_->file.has_value(), "this writer is finished");
+  const Result<> finished = state_->failure ? Result<>(*state_->failure) : state_->Finish(metadata);
+  state_->file.reset();  // which removes it, unless it was published
+  return finished;
+}
+
+Result<> PackWriter::State::Finish(const PackMetadata& metadata) {
+  const std::string target = file->target().string();
 
   nlohmann::ordered_json json = {{"files", nlohmann::ordered_json::object()}};
   for (const auto& [name, text] : metadata.files) {
@@ -436,21 +440,19 @@ Result<> PackWriter::Finish(const PackMetadata& metadata) {
     return document.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   };
   pack_wire::Header header;
-  header.align = static_cast<uint32_t>(state->align);
-  const auto metadata_at =
-      state->WriteDocument(text_of(json), pack_wire::kMaxMetadataBytes, "metadata");
+  header.align = static_cast<uint32_t>(align);
+  const auto metadata_at = WriteDocument(text_of(json), pack_wire::kMaxMetadataBytes, "metadata");
   if (!metadata_at) return metadata_at.error();
-  const auto index_at =
-      state->WriteDocument(text_of(state->IndexJson()), pack_wire::kMaxIndexBytes, "index");
+  const auto index_at = WriteDocument(text_of(IndexJson()), pack_wire::kMaxIndexBytes, "index");
   if (!index_at) return index_at.error();
   header.metadata = *metadata_at;
   header.index = *index_at;
-  header.file_bytes = state->position();
-  if (Result<> flushed = state->Flush(); !flushed) return flushed;
+  header.file_bytes = position();
+  if (Result<> flushed = Flush(); !flushed) return flushed;
   std::array<std::byte, pack_wire::kHeaderBytes> bytes;
   pack_wire::EncodeHeader(header, bytes);
-  if (Result<> written = state->file.Write(0, bytes); !written) return written;
-  return state->file.Publish();
+  if (Result<> written = file->Write(0, bytes); !written) return written;
+  return file->Publish();
 }
 
 }  // namespace sluice

@@ -399,6 +399,7 @@ TEST_CASE("An unfinished writer leaves nothing, and what was there before stays"
   // Finishing replaces it.
   PackWriter writer = begin();
   REQUIRE(writer.Finish({}));
+  CHECK(writer.bytes_written() == fs::file_size(path));
   CHECK(directory.entries() == 1);
   const Result<PackReader> pack = PackReader::Open(path);
   REQUIRE(pack);
