@@ -42,8 +42,7 @@ bool Same(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 TEST_CASE("Imported blocks dequantize to the source's values, bit for bit", "[convert]") {
-  const auto reader =
-      GgufReader::Open(std::string(SLUICE_TEST_DATA) + "/gguf/types.gguf");
+  const auto reader = GgufReader::Open(std::string(SLUICE_TEST_DATA) + "/gguf/types.gguf");
   REQUIRE(reader);
   for (const GgufType type : kTypes) {
     const GgufTypeInfo info = Info(type);

@@ -1,11 +1,11 @@
-# Fails when an ops_<isa>.cc object defines a global symbol other than its table (a weak one above all: an
-# inline function that the linker would merge with other files' bodies), or calls anything but memcpy,
-# memmove, memset and a sanitizer's runtime.
+# Fails when an ops_<isa>.cc or group_fit_<isa>.cc object defines a global symbol other than its table (a weak
+# one above all: an inline function that the linker would merge with other files' bodies), or calls anything but
+# memcpy, memmove, memset and a sanitizer's runtime.
 execute_process(COMMAND ${NM} --print-file-name ${ARCHIVE} OUTPUT_VARIABLE symbols RESULT_VARIABLE status)
 if(NOT status EQUAL 0)
   message(FATAL_ERROR "cannot list the symbols of ${ARCHIVE}")
 endif()
-string(REGEX MATCHALL "[^\n]*ops_[a-z0-9]+\\.cc[^\n]*" lines "${symbols}")
+string(REGEX MATCHALL "[^\n]*(ops|group_fit)_[a-z0-9]+\\.cc[^\n]*" lines "${symbols}")
 set(tables 0)
 foreach(line IN LISTS lines)
   if(NOT line MATCHES "([A-Za-z]) ([^ ]+)$")
@@ -13,7 +13,7 @@ foreach(line IN LISTS lines)
   endif()
   set(kind ${CMAKE_MATCH_1})
   set(name ${CMAKE_MATCH_2})
-  if(name MATCHES "^_ZN6sluice3cpu[0-9]+[a-z0-9]+4kOpsE$")
+  if(name MATCHES "^_ZN6sluice3cpu[0-9]+[a-z0-9]+(4kOps|9kGroupFit)E$")
     math(EXPR tables "${tables} + 1")
   elseif(kind MATCHES "^[a-zN]$" AND NOT kind MATCHES "^[uvw]$")
     continue()  # local to its file
