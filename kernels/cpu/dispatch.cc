@@ -5,6 +5,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace sluice::cpu {
@@ -53,7 +56,8 @@ Features DetectFeatures() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return features;
   const unsigned wanted512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   features.avx2 = saves_ymm && fma_f16c && (b & bit_AVX2) != 0;
-  features.avx512 = features.avx2 && saves_zmm && (b & wanted512) == wanted512;
+  features.avx512 =
+      features.avx2 && saves_zmm && (b & wanted512) == wanted512 && (c & bit_AVX512VNNI) != 0;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
     features.avx512bf16 = features.avx512 && (a & (1u << 5)) != 0;
   }
@@ -89,8 +93,10 @@ const Ops* SelectOps(Isa isa) {
       return nullptr;
   }
 #elif defined(__aarch64__)
-  // Advanced SIMD is part of the AArch64 baseline.
-  return isa == Isa::kAuto || isa == Isa::kNeon ? &neon::kOps : nullptr;
+  // Advanced SIMD is part of the AArch64 baseline, its dot products are not.
+  const bool has_neon = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  if (isa == Isa::kAuto) return has_neon ? &neon::kOps : &scalar::kOps;
+  return isa == Isa::kNeon && has_neon ? &neon::kOps : nullptr;
 #else
   return isa == Isa::kAuto ? &scalar::kOps : nullptr;
 #endif

@@ -25,6 +25,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/nested.h"
 
 namespace sluice::cpu {
 
@@ -45,6 +46,37 @@ struct MatmulArgs {
   const float* bias;   // nullable, [rows]; added after the sum
   float* y;            // y[t * y_stride + r], r counts from row 0 of the matrix
   ptrdiff_t y_stride;  // in floats
+};
+
+// A bit-nested matrix (kernels/common/nested.h) at one precision. Planes start at multiples of 64
+// bytes.
+//
+// Activations are 8-bit: per token and unit of 32 columns, xs = max|x| / 127 (F32), qx = x / xs
+// rounded to nearest even in [-127, 127]; per group, xsum = xs * (sum of qx over its columns). With
+// s, m, mul and add of nested.h, per group in ascending order, from y = 0:
+//   dot = sum of leading bits * qx                         exact, in integers
+//   y = fma(s, fma(float(dot), xs * mul, xsum * add), y)
+//   y = fma(m, xsum, y)                                    (only kinds with a minimum)
+// Every tiling and thread count computes exactly this; ISAs differ by the rounding of fma at most.
+struct NestedMatmulArgs {
+  NestedFormat format;
+  NestedLevel level;
+  int planes;  // planes used, 1 to NestedPlanes(format.bits)
+  // Start of panel 0 of each plane; [0, planes) are set.
+  const std::byte* plane[kMaxPlanes];
+  const void* x;  // from nested_pack_activations, same cols and tokens
+  int tokens;
+  int cols;
+  int panel_begin;  // panels [panel_begin, panel_end) are computed
+  int panel_end;
+  int readable_end;    // panels up to here exist: prefetch may run into them
+  int rows;            // true rows of the matrix: outputs at and past `rows` are not written
+  const float* bias;   // nullable, [rows]; added after the sum
+  float* y;            // y[t * y_stride + r], r counts from row 0 of the matrix
+  ptrdiff_t y_stride;  // in floats
+  // Scratch for one panel's unpacked codes and scales: NestedScratchBytes(cols), 64-byte aligned,
+  // not shared between threads. Contents do not survive a call.
+  void* scratch;
 };
 
 // One query row (one head of one token) of attention walks its whole context, block by block, with
@@ -89,6 +121,14 @@ struct Ops {
   void (*matmul)(const MatmulArgs& args);
   void (*attention)(const AttentionArgs& args);
 
+  // The same three for bit-nested matrices.
+  size_t (*nested_activation_bytes)(int tokens, int cols);
+  void (*nested_pack_activations)(const float* x, ptrdiff_t x_stride, const int32_t* gather,
+                                  int tokens, int cols, void* packed);
+  void (*nested_matmul)(const NestedMatmulArgs& args);
+  // Rounds of the 8-bit dot product from registers; returns multiply-accumulates, as peak_macs.
+  int64_t (*nested_peak_macs)(int64_t iterations, float* sink);
+
   // Appends one token's K and V of all kv heads to its place in a block (converting to kv_dtype).
   // k, v: [kv_heads, head_dim] F32. k_block, v_block: the start of the block, laid out as above.
   // slot in [0, 16).
@@ -128,6 +168,14 @@ constexpr size_t PanelBytes(DType dtype, int cols) {
 constexpr int PanelCount(int rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 constexpr size_t PackedMatrixBytes(DType dtype, int rows, int cols) {
   return PanelBytes(dtype, cols) * static_cast<size_t>(PanelCount(rows));
+}
+
+// Scratch of one nested_matmul call: codes of up to four panels, scales and minima as F32, and what
+// the scales are applied to for a tile of up to 16 tokens.
+constexpr size_t NestedScratchBytes(int cols) {
+  const auto units = static_cast<size_t>(NestedUnits(cols));
+  return units * (4 * (kPanelRows * kNestedUnitCols + 4 * kPanelRows * sizeof(float)) +
+                  2 * 4 * 16 * sizeof(float));
 }
 
 // What to run on. kAuto is the best that this CPU offers.

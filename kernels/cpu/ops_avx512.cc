@@ -1,4 +1,4 @@
-// The kernels for AVX-512 F, BW, VL and DQ; compiled with those flags.
+// The kernels for AVX-512 F, BW, VL, DQ and VNNI; compiled with those flags.
 #define SLUICE_ISA avx512
 #include "kernels/cpu/vec_avx512-inl.h"
 

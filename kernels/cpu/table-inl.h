@@ -8,6 +8,19 @@
 #define SLUICE_ISA_NAME_OF(isa) #isa
 #define SLUICE_ISA_NAME(isa) SLUICE_ISA_NAME_OF(isa)
 
+// The kernels of bit-nested matrices are translation units of their own (nested_<isa>.cc); a table
+// may use those of another instruction set that its CPUs have.
+#if !defined(SLUICE_NESTED_ISA)
+#define SLUICE_NESTED_ISA SLUICE_ISA
+#endif
+namespace sluice::cpu::SLUICE_NESTED_ISA {
+size_t NestedActivationBytes(int tokens, int cols);
+void NestedPackActivations(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens,
+                           int cols, void* packed);
+void NestedMatmul(const NestedMatmulArgs& args);
+int64_t NestedPeakMacs(int64_t iterations, float* sink);
+}  // namespace sluice::cpu::SLUICE_NESTED_ISA
+
 namespace sluice::cpu::SLUICE_ISA {
 
 extern const Ops kOps;
@@ -17,6 +30,10 @@ const Ops kOps = {
     .pack_activations = PackActivations,
     .matmul = Matmul,
     .attention = Attention,
+    .nested_activation_bytes = SLUICE_NESTED_ISA::NestedActivationBytes,
+    .nested_pack_activations = SLUICE_NESTED_ISA::NestedPackActivations,
+    .nested_matmul = SLUICE_NESTED_ISA::NestedMatmul,
+    .nested_peak_macs = SLUICE_NESTED_ISA::NestedPeakMacs,
     .kv_write = KvWrite,
     .rms_norm = RmsNorm,
     .rope = Rope,

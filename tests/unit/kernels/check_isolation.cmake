@@ -1,12 +1,14 @@
-# Fails when an ops_<isa>.cc or group_fit_<isa>.cc object defines a global symbol other than its table (a weak
-# one above all: an inline function that the linker would merge with other files' bodies), or calls anything but
-# memcpy, memmove, memset and a sanitizer's runtime.
+# Fails when an object compiled for one instruction set defines a global symbol other than its table and the
+# functions of bit-nested matrices in the ISA's namespace (a weak one above all: an inline function that the
+# linker would merge with other files' bodies), or calls anything but those, memcpy, memmove, memset and a
+# sanitizer's runtime.
 execute_process(COMMAND ${NM} --print-file-name ${ARCHIVE} OUTPUT_VARIABLE symbols RESULT_VARIABLE status)
 if(NOT status EQUAL 0)
   message(FATAL_ERROR "cannot list the symbols of ${ARCHIVE}")
 endif()
-string(REGEX MATCHALL "[^\n]*(ops|group_fit)_[a-z0-9]+\\.cc[^\n]*" lines "${symbols}")
+string(REGEX MATCHALL "[^\n]*(ops|nested|group_fit)_[a-z0-9]+\\.cc[^\n]*" lines "${symbols}")
 set(tables 0)
+set(functions 0)
 foreach(line IN LISTS lines)
   if(NOT line MATCHES "([A-Za-z]) ([^ ]+)$")
     continue()
@@ -15,6 +17,9 @@ foreach(line IN LISTS lines)
   set(name ${CMAKE_MATCH_2})
   if(name MATCHES "^_ZN6sluice3cpu[0-9]+[a-z0-9]+(4kOps|9kGroupFit)E$")
     math(EXPR tables "${tables} + 1")
+  elseif(kind MATCHES "^[TU]$" AND
+         name MATCHES "^_ZN6sluice3cpu[0-9]+(scalar|avx2|avx512|neon)[0-9]+Nested(Matmul|PackActivations|ActivationBytes|PeakMacs)E")
+    math(EXPR functions "${functions} + 1")
   elseif(kind MATCHES "^[a-zN]$" AND NOT kind MATCHES "^[uvw]$")
     continue()  # local to its file
   elseif(kind STREQUAL "U" AND name MATCHES "^(memcpy|memmove|memset|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|_*[a-z]+san_.*)$")
@@ -25,6 +30,6 @@ foreach(line IN LISTS lines)
     message(SEND_ERROR "not isolated: ${line}")
   endif()
 endforeach()
-if(tables LESS 2)
+if(tables LESS 2 OR functions LESS 16)
   message(FATAL_ERROR "found ${tables} kernel tables in ${ARCHIVE}: the check no longer sees the objects")
 endif()

@@ -1,0 +1,63 @@
+// Nested codes over AVX-512 with VNNI. What each function means is stated in codes_scalar-inl.h.
+#pragma once
+
+#include "kernels/cpu/vec_avx512-inl.h"
+
+SLUICE_BEGIN_ISA
+
+constexpr int kNestedMaxTile = 12;
+constexpr bool kNeedsInputSums = false;
+template <int precision>
+constexpr int kDotWidth = 8;
+
+struct Codes {
+  __m512i v;
+};
+SLUICE_INLINE Codes LoadCodes(const uint8_t* from) { return {_mm512_load_si512(from)}; }
+SLUICE_INLINE void StoreCodes(uint8_t* to, Codes codes) { _mm512_store_si512(to, codes.v); }
+template <int n>
+SLUICE_INLINE Codes ShiftLeft(Codes a) {
+  return {_mm512_slli_epi16(a.v, n)};
+}
+template <int n>
+SLUICE_INLINE Codes ShiftRight(Codes a) {
+  return {_mm512_srli_epi16(a.v, n)};
+}
+template <int mask>
+SLUICE_INLINE Codes SelectBits(Codes a, Codes b) {
+  const __m512i ones = _mm512_set1_epi8(static_cast<char>(mask));
+  return {_mm512_ternarylogic_epi32(ones, a.v, b.v, 0xca)};
+}
+template <int mask>
+SLUICE_INLINE Codes KeepBits(Codes a) {
+  return {_mm512_and_si512(a.v, _mm512_set1_epi8(static_cast<char>(mask)))};
+}
+
+template <int width>
+struct Dots {
+  __m512i v = _mm512_setzero_si512();
+};
+template <int width>
+SLUICE_INLINE void AddDots(Codes codes, const int8_t* x, Dots<width>& sum) {
+  int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  sum.v = _mm512_dpbusd_epi32(sum.v, codes.v, _mm512_set1_epi32(quad));
+}
+template <int width>
+SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
+  return {_mm512_cvtepi32_ps(sum.v)};
+}
+
+SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
+}
+SLUICE_INLINE Vec LoadI8(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+}
+SLUICE_INLINE void StoreI8(int8_t* to, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v.v)));
+}
+
+SLUICE_END_ISA

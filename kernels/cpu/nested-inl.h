@@ -1,0 +1,391 @@
+// y = x W^T + bias over bit-nested panels (arguments and arithmetic: ops.h, layout:
+// kernels/common/nested.h), one thread, any number of tokens.
+//
+// Every output is one F32 lane that walks the groups of its row upwards; the integer dot product of
+// a group is exact. Tilings differ only in which outputs they hold at once, so results do not
+// depend on them.
+//
+// Activations are packed tile by tile, the tokens spread evenly over the fewest tiles of at most
+// kNestedMaxTile: per tile bytes [unit][quad][token][4], then per unit [InputField][token] F32.
+//
+// Two regimes.
+//   One token: codes go from the planes through registers into dot products. Bound: bytes; every
+//     plane is a stream of its own, prefetched one panel ahead.
+//   More: codes are unpacked once, as bytes, for all tokens, scales widened to F32. With one tile
+//     a chunk of 256 columns is unpacked and used while it is in L1, and prefetch of the next panel
+//     runs beside; with more tiles groups of kGroupPanels whole panels, which stay in L2 while the
+//     tiles pass. Bound: multiply-accumulates.
+#pragma once
+
+#include "kernels/cpu/nested_unpack-inl.h"
+
+SLUICE_BEGIN_ISA
+
+constexpr int kNestedGroupPanels = 4;
+
+// What is stored for a token and unit beside its quantized columns.
+enum InputField {
+  kInputScale,  // xs
+  kInputSum,    // xs * (sum of qx), of the unit and of its halves
+  kInputHalfSum,
+  kInputHalfSum1,
+  kInputFloats,
+  kInputCount = kInputFloats,  // sum of qx as int32, the same three
+  kInputCountHalf,
+  kInputCountHalf1,
+  kInputAll,
+};
+constexpr int kInputFields = kNeedsInputSums ? kInputAll : kInputFloats;
+
+// How tokens are spread over tiles: the first `wide` tiles hold base + 1 tokens, the rest base.
+struct NestedTiling {
+  int tiles;
+  int base;
+  int wide;
+  size_t token_bytes;  // of packed activations
+  SLUICE_INLINE int First(int tile) const { return tile * base + (tile < wide ? tile : wide); }
+  SLUICE_INLINE int Size(int tile) const { return base + (tile < wide ? 1 : 0); }
+};
+SLUICE_INLINE NestedTiling NestedTilingOf(int tokens, int cols) {
+  const int tiles = (tokens + kNestedMaxTile - 1) / kNestedMaxTile;
+  const size_t units = static_cast<size_t>((cols + kNestedUnitCols - 1) / kNestedUnitCols);
+  return {tiles, tokens / tiles, tokens % tiles,
+          units * (kNestedUnitCols + kInputFields * sizeof(float))};
+}
+
+size_t NestedActivationBytesImpl(int tokens, int cols) {
+  return static_cast<size_t>(tokens) * NestedTilingOf(tokens, cols).token_bytes;
+}
+
+SLUICE_INLINE Vec AbsOf(Vec v) { return Max(v, Sub(Set(0.0f), v)); }
+
+// Token t of a tile of `size`, from x to the tile's codes and inputs.
+SLUICE_INLINE void QuantizeToken(const float* x, int cols, int units, int t, int size,
+                                 int8_t* codes, float* inputs) {
+  for (int unit = 0; unit < units; ++unit) {
+    const float* from = x + static_cast<ptrdiff_t>(unit) * kNestedUnitCols;
+    const int left = cols - unit * kNestedUnitCols;
+    Vec v[2];
+    if (left >= kNestedUnitCols) {
+      v[0] = Load(from);
+      v[1] = Load(from + 16);
+    } else {
+      v[0] = LoadN(from, left < 16 ? left : 16);
+      v[1] = left > 16 ? LoadN(from + 16, left - 16) : Set(0.0f);
+    }
+    // Max passes over NaN; 0 * x keeps it (and makes one of infinity), and is 0 of all else.
+    const float poison = SumLanes(Fma(v[0], Set(0.0f), Mul(v[1], Set(0.0f))));
+    const float scale = MaxLanes(Max(AbsOf(v[0]), AbsOf(v[1]))) / 127.0f + poison;
+    const Vec divisor = Set(scale > 0.0f ? scale : 1.0f);
+    alignas(32) int8_t quantized[kNestedUnitCols];
+    float counts[2];
+    SLUICE_UNROLL(2)
+    for (int i = 0; i < 2; ++i) {
+      const Vec q = RoundToInt(Max(Min(Div(v[i], divisor), Set(127.0f)), Set(-127.0f)));
+      StoreI8(quantized + 16 * i, q);
+      counts[i] = SumLanes(q);
+    }
+    for (int quad = 0; quad < kUnitQuads; ++quad) {
+      __builtin_memcpy(
+          codes + (static_cast<ptrdiff_t>(unit) * kUnitQuads + quad) * size * 4 + t * 4,
+          quantized + quad * 4, 4);
+    }
+    float* fields = inputs + static_cast<ptrdiff_t>(unit) * kInputFields * size + t;
+    fields[kInputScale * size] = scale;
+    fields[kInputSum * size] = scale * (counts[0] + counts[1]);
+    fields[kInputHalfSum * size] = scale * counts[0];
+    fields[kInputHalfSum1 * size] = scale * counts[1];
+    if constexpr (kNeedsInputSums) {
+      const int32_t sums[3] = {static_cast<int32_t>(counts[0] + counts[1]),
+                               static_cast<int32_t>(counts[0]), static_cast<int32_t>(counts[1])};
+      for (int i = 0; i < 3; ++i) __builtin_memcpy(&fields[(kInputCount + i) * size], &sums[i], 4);
+    }
+  }
+}
+
+void NestedPackActivationsImpl(const float* x, ptrdiff_t x_stride, const int32_t* gather,
+                               int tokens, int cols, void* packed) {
+  const NestedTiling tiling = NestedTilingOf(tokens, cols);
+  const int units = (cols + kNestedUnitCols - 1) / kNestedUnitCols;
+  auto* out = static_cast<uint8_t*>(packed);
+  for (int tile = 0; tile < tiling.tiles; ++tile) {
+    const int first = tiling.First(tile);
+    const int size = tiling.Size(tile);
+    auto* codes = reinterpret_cast<int8_t*>(out);
+    auto* inputs =
+        reinterpret_cast<float*>(out + static_cast<size_t>(units) * kNestedUnitCols * size);
+    for (int t = 0; t < size; ++t) {
+      const ptrdiff_t row = gather != nullptr ? gather[first + t] : first + t;
+      QuantizeToken(x + row * x_stride, cols, units, t, size, codes, inputs);
+    }
+    out += tiling.token_bytes * size;
+  }
+}
+
+// Per group of a tile, what the scales are applied to: [GroupField][token].
+enum GroupField {
+  kGroupMul,  // xs * mul
+  kGroupAdd,  // xsum * add
+  kGroupSum,  // xsum
+  kGroupFloats,
+  kGroupCount = kGroupFloats,  // sum of qx as int32
+  kGroupAll,
+};
+constexpr int kGroupFields = kNeedsInputSums ? kGroupAll : kGroupFloats;
+
+void GroupInputs(const NestedShape& shape, NestedLevel level, const float* inputs, int size,
+                 float* out) {
+  for (int unit = 0; unit < shape.units; ++unit) {
+    for (int g = 0; g < shape.unit_groups; ++g) {
+      const int which = shape.unit_groups == 1 ? 0 : 1 + g;
+      const float* sums = inputs + (kInputSum + which) * size;
+      for (int t = 0; t < size; ++t) {
+        out[kGroupMul * size + t] = inputs[t] * level.mul;
+        out[kGroupAdd * size + t] = sums[t] * level.add;
+        out[kGroupSum * size + t] = sums[t];
+        if constexpr (kNeedsInputSums) {
+          out[kGroupCount * size + t] = inputs[(kInputCount + which) * size + t];
+        }
+      }
+      out += kGroupFields * size;
+    }
+    inputs += static_cast<ptrdiff_t>(kInputFields) * size;
+  }
+}
+
+SLUICE_INLINE int32_t InputCount(const float* group, int size, int t) {
+  int32_t count = 0;
+  if constexpr (kNeedsInputSums) {
+    __builtin_memcpy(&count, group + kGroupCount * size + t, sizeof count);
+  }
+  return count;
+}
+
+// The arithmetic of one group and token, as ops.h states it.
+template <bool kMin, int width>
+SLUICE_INLINE Vec AddGroup(const Dots<width>& dots, const GroupScale& scale, const float* group,
+                           int size, int t, Vec y) {
+  const Vec dot = DotsToVec(dots, InputCount(group, size, t));
+  y = Fma(scale.scale, Fma(dot, Set(group[kGroupMul * size + t]), Set(group[kGroupAdd * size + t])),
+          y);
+  if constexpr (kMin) y = Fma(scale.min, Set(group[kGroupSum * size + t]), y);
+  return y;
+}
+
+// Adds `units` unpacked units to the outputs of T tokens: sums[token][16].
+template <int width, bool kMin, int kUnitGroups, int T>
+void UnitsTile(const uint8_t* codes, const float* scales, const int8_t* x, const float* group,
+               int units, float* sums) {
+  constexpr int kQuads = kUnitQuads / kUnitGroups;
+  Vec y[T];
+  SLUICE_UNROLL(16)
+  for (int t = 0; t < T; ++t) y[t] = Load(sums + 16 * t);
+  for (int g = 0; g < units * kUnitGroups; ++g) {
+    Dots<width> dots[T];
+    SLUICE_UNROLL(8)
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const Codes w = LoadCodes(codes + quad * 64);
+      SLUICE_UNROLL(16)
+      for (int t = 0; t < T; ++t) AddDots(w, x + (quad * T + t) * 4, dots[t]);
+    }
+    GroupScale scale;
+    scale.scale = Load(scales);
+    if constexpr (kMin) scale.min = Load(scales + 16);
+    SLUICE_UNROLL(16)
+    for (int t = 0; t < T; ++t) y[t] = AddGroup<kMin>(dots[t], scale, group, T, t, y[t]);
+    codes += kQuads * 64;
+    scales += kMin ? 32 : 16;
+    x += kQuads * T * 4;
+    group += kGroupFields * T;
+  }
+  SLUICE_UNROLL(16)
+  for (int t = 0; t < T; ++t) Store(sums + 16 * t, y[t]);
+}
+
+using UnitsTileFunction = void (*)(const uint8_t* codes, const float* scales, const int8_t* x,
+                                   const float* group, int units, float* sums);
+template <int width, bool kMin, int kUnitGroups, int T = kNestedMaxTile>
+SLUICE_INLINE UnitsTileFunction UnitsTileOf(int tokens) {
+  if constexpr (T > 1) {
+    if (tokens != T) return UnitsTileOf<width, kMin, kUnitGroups, T - 1>(tokens);
+  }
+  return UnitsTile<width, kMin, kUnitGroups, T>;
+}
+template <int width>
+SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
+  if (shape.has_min) {
+    return shape.unit_groups == 1 ? UnitsTileOf<width, true, 1>(tokens)
+                                  : UnitsTileOf<width, true, 2>(tokens);
+  }
+  return shape.unit_groups == 1 ? UnitsTileOf<width, false, 1>(tokens)
+                                : UnitsTileOf<width, false, 2>(tokens);
+}
+SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
+  if (shape.precision <= 4) return UnitsTileOf<kDotWidth<4>>(shape, tokens);
+  if (shape.precision <= 6) return UnitsTileOf<kDotWidth<6>>(shape, tokens);
+  return UnitsTileOf<kDotWidth<8>>(shape, tokens);
+}
+
+// Outputs of `size` tokens from `token` on for one panel: sums[token][16] and the bias.
+SLUICE_INLINE void StoreOutputs(const NestedMatmulArgs& args, int panel, int token, int size,
+                                const float* sums) {
+  const int row = panel * kPanelRows;
+  const int rows = args.rows - row < kPanelRows ? args.rows - row : kPanelRows;
+  if (rows <= 0) return;
+  const bool whole = rows == kPanelRows;
+  Vec bias = Set(0.0f);
+  if (args.bias != nullptr) bias = whole ? Load(args.bias + row) : LoadN(args.bias + row, rows);
+  float* y = args.y + token * args.y_stride + row;
+  for (int t = 0; t < size; ++t) {
+    Vec sum = Load(sums + 16 * t);
+    if (args.bias != nullptr) sum = Add(sum, bias);
+    if (whole) {
+      Store(y, sum);
+    } else {
+      StoreN(y, sum, rows);
+    }
+    y += args.y_stride;
+  }
+}
+
+// Where a tile's activations and a call's buffers lie.
+struct TileInputs {
+  const int8_t* codes;
+  const float* inputs;
+};
+SLUICE_INLINE TileInputs InputsOf(const NestedMatmulArgs& args, const NestedShape& shape,
+                                  const NestedTiling& tiling, int tile) {
+  const uint8_t* at = static_cast<const uint8_t*>(args.x) + tiling.token_bytes * tiling.First(tile);
+  return {reinterpret_cast<const int8_t*>(at),
+          reinterpret_cast<const float*>(at + static_cast<size_t>(shape.units) * kNestedUnitCols *
+                                                  tiling.Size(tile))};
+}
+struct NestedScratch {
+  uint8_t* codes;  // [panel][unit][quad][64]
+  float* scales;   // [panel][group][1 or 2][16]
+  float* groups;   // of one tile
+  size_t panel_codes;
+  size_t panel_scales;
+};
+SLUICE_INLINE NestedScratch ScratchOf(const NestedMatmulArgs& args, const NestedShape& shape) {
+  NestedScratch scratch;
+  const size_t units = static_cast<size_t>(shape.units);
+  scratch.panel_codes = units * kUnitBytes;
+  scratch.panel_scales = units * shape.unit_groups * (shape.has_min ? 32 : 16);
+  scratch.codes = static_cast<uint8_t*>(args.scratch);
+  scratch.scales =
+      reinterpret_cast<float*>(scratch.codes + kNestedGroupPanels * scratch.panel_codes);
+  scratch.groups = scratch.scales + kNestedGroupPanels * units * 64;
+  return scratch;
+}
+
+// Up to kNestedMaxTile tokens: chunk by chunk.
+void NestedOneTile(const NestedMatmulArgs& args, const NestedShape& shape,
+                   const NestedTiling& tiling) {
+  const NestedScratch scratch = ScratchOf(args, shape);
+  const TileInputs x = InputsOf(args, shape, tiling, 0);
+  const UnitsTileFunction tile = UnitsTileOf(shape, args.tokens);
+  GroupInputs(shape, args.level, x.inputs, args.tokens, scratch.groups);
+  alignas(64) float sums[kNestedMaxTile * 16];
+  for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
+    const PanelView view = ViewOf(args, shape, panel, 1);
+    for (int i = 0; i < args.tokens * 16; ++i) sums[i] = 0.0f;
+    for (int unit = 0; unit < shape.units; unit += kChunkUnits) {
+      const int end = unit + kChunkUnits < shape.units ? unit + kChunkUnits : shape.units;
+      UnpackUnitsOf(shape.precision, view, unit, end, scratch.codes);
+      ExpandScalesOf(shape, view, unit, end, scratch.scales);
+      tile(scratch.codes, scratch.scales,
+           x.codes + static_cast<ptrdiff_t>(unit) * kNestedUnitCols * args.tokens,
+           scratch.groups +
+               static_cast<ptrdiff_t>(unit) * shape.unit_groups * kGroupFields * args.tokens,
+           end - unit, sums);
+    }
+    StoreOutputs(args, panel, 0, args.tokens, sums);
+  }
+}
+
+// More tokens: groups of panels.
+void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
+                     const NestedTiling& tiling) {
+  const NestedScratch scratch = ScratchOf(args, shape);
+  alignas(64) float sums[kNestedMaxTile * 16];
+  for (int first = args.panel_begin; first < args.panel_end; first += kNestedGroupPanels) {
+    const int left = args.panel_end - first;
+    const int panels = left < kNestedGroupPanels ? left : kNestedGroupPanels;
+    for (int p = 0; p < panels; ++p) {
+      const PanelView view = ViewOf(args, shape, first + p, 1);
+      UnpackUnitsOf(shape.precision, view, 0, shape.units, scratch.codes + p * scratch.panel_codes);
+      ExpandScalesOf(shape, view, 0, shape.units, scratch.scales + p * scratch.panel_scales);
+    }
+    for (int i = 0; i < tiling.tiles; ++i) {
+      const int size = tiling.Size(i);
+      const UnitsTileFunction tile = UnitsTileOf(shape, size);
+      const TileInputs x = InputsOf(args, shape, tiling, i);
+      GroupInputs(shape, args.level, x.inputs, size, scratch.groups);
+      for (int p = 0; p < panels; ++p) {
+        for (int k = 0; k < size * 16; ++k) sums[k] = 0.0f;
+        tile(scratch.codes + p * scratch.panel_codes, scratch.scales + p * scratch.panel_scales,
+             x.codes, scratch.groups, shape.units, sums);
+        StoreOutputs(args, first + p, tiling.First(i), size, sums);
+      }
+    }
+  }
+}
+
+void NestedMatmulImpl(const NestedMatmulArgs& args) {
+  const NestedShape shape = ShapeOf(args.format, args.planes, args.cols);
+  const NestedTiling tiling = NestedTilingOf(args.tokens, args.cols);
+  if (tiling.tiles == 1) return NestedOneTile(args, shape, tiling);
+  NestedManyTiles(args, shape, tiling);
+}
+
+// Enough sums to hide the latency of the dot product, codes and inputs in registers.
+int64_t NestedPeakMacsImpl(int64_t iterations, float* sink) {
+  constexpr int kSums = kNestedMaxTile < 8 ? kNestedMaxTile : 12;
+  constexpr int kWidth = kDotWidth<4>;
+  alignas(64) uint8_t zeros[64 + 4];
+  for (int i = 0; i < 64 + 4; ++i) zeros[i] = 0;
+  // As for PeakMacs: the compiler may know neither the inputs nor that the sums start equal.
+  const uint8_t* inputs = zeros;
+  __asm__ volatile("" : "+r"(inputs) : : "memory");
+  const Codes codes = LoadCodes(inputs);
+  Dots<kWidth> sums[kSums];
+  SLUICE_UNROLL(16)
+  for (int i = 0; i < kSums; ++i) {
+    Codes start = LoadCodes(inputs);
+    __builtin_memcpy(static_cast<void*>(&sums[i]), &start, sizeof sums[i]);
+  }
+  for (int64_t n = 0; n < iterations; ++n) {
+    SLUICE_UNROLL(16)
+    for (int i = 0; i < kSums; ++i) {
+      AddDots(codes, reinterpret_cast<const int8_t*>(inputs + 64), sums[i]);
+    }
+  }
+  for (int i = 0; i < kSums; ++i) *sink += SumLanes(DotsToVec(sums[i], 0));
+  return iterations * kSums * kPanelRows * 4;
+}
+
+SLUICE_END_ISA
+
+// What the table of this ISA takes from here.
+namespace sluice::cpu::SLUICE_ISA {
+
+size_t NestedActivationBytes(int tokens, int cols);
+void NestedPackActivations(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens,
+                           int cols, void* packed);
+void NestedMatmul(const NestedMatmulArgs& args);
+int64_t NestedPeakMacs(int64_t iterations, float* sink);
+
+size_t NestedActivationBytes(int tokens, int cols) {
+  return NestedActivationBytesImpl(tokens, cols);
+}
+void NestedPackActivations(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens,
+                           int cols, void* packed) {
+  NestedPackActivationsImpl(x, x_stride, gather, tokens, cols, packed);
+}
+void NestedMatmul(const NestedMatmulArgs& args) { NestedMatmulImpl(args); }
+int64_t NestedPeakMacs(int64_t iterations, float* sink) {
+  return NestedPeakMacsImpl(iterations, sink);
+}
+
+}  // namespace sluice::cpu::SLUICE_ISA

@@ -1,0 +1,270 @@
+// Reading bit-nested panels (layout: kernels/common/nested.h): codes of a prefix of planes as one
+// byte each, scales and minima as F32.
+//
+// Codes are assembled two quads at a time, the even one in low nibbles and the odd one in high
+// ones, with one shift and one bit select per plane.
+//
+// Sizes are computed here again: functions of nested.h are shared with the rest of the program, and
+// an ISA file may not call those (isa_macros.h).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cpu/isa_macros.h"
+#include "kernels/cpu/ops.h"
+
+SLUICE_BEGIN_ISA
+
+constexpr int kUnitQuads = kNestedUnitCols / 4;
+constexpr int kUnitBytes = kNestedUnitCols * kNestedRows;  // of unpacked codes
+constexpr int kChunkUnits = kNestedSuperCols / kNestedUnitCols;
+
+// The sizes of a matrix at the precision that is used.
+struct NestedShape {
+  ScaleKind scales;
+  int unit_groups;  // groups in a unit: 1 or 2
+  int units;
+  int planes;
+  int precision;
+  bool has_min;
+  size_t super_bytes;
+  size_t scale_bytes;
+  size_t panel_bytes[kMaxPlanes];
+  int plane_bits[kMaxPlanes];
+};
+
+SLUICE_INLINE size_t AlignLine(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+SLUICE_INLINE NestedShape ShapeOf(NestedFormat format, int planes, int cols) {
+  NestedShape shape;
+  shape.scales = format.scales;
+  shape.unit_groups = kNestedUnitCols / format.group;
+  shape.units = (cols + kNestedUnitCols - 1) / kNestedUnitCols;
+  shape.planes = planes;
+  shape.has_min = format.scales == ScaleKind::kF16Min || format.scales == ScaleKind::kU8Min;
+  const size_t supers = static_cast<size_t>((shape.units + kChunkUnits - 1) / kChunkUnits);
+  const size_t groups = static_cast<size_t>(shape.units) * shape.unit_groups;
+  const size_t super_bytes = format.scales == ScaleKind::kU8Min ? 64
+                             : format.scales == ScaleKind::kI8  ? 32
+                                                                : 0;
+  const size_t group_bytes = format.scales == ScaleKind::kF16Min ? 64
+                             : format.scales == ScaleKind::kI8   ? 16
+                                                                 : 32;
+  shape.super_bytes = AlignLine(super_bytes * supers);
+  shape.scale_bytes = AlignLine(group_bytes * groups);
+  shape.precision = 0;
+  for (int i = 0; i < planes; ++i) {
+    const int bits = i == 0 ? 2 : i <= 2 || format.bits == 5 ? 1 : 2;
+    shape.precision += bits;
+    shape.plane_bits[i] = bits;
+    shape.panel_bytes[i] = static_cast<size_t>(shape.units) * (64 * bits);
+  }
+  shape.panel_bytes[0] += shape.super_bytes + shape.scale_bytes;
+  return shape;
+}
+
+// One panel's parts.
+struct PanelView {
+  const uint8_t* supers;
+  const uint8_t* scales;
+  const uint8_t* codes[kMaxPlanes];
+  // From here to the same place of the panel to prefetch: 0 when there is none.
+  size_t ahead[kMaxPlanes];
+};
+SLUICE_INLINE PanelView ViewOf(const NestedMatmulArgs& args, const NestedShape& shape, int panel,
+                               int prefetch_panels) {
+  PanelView view;
+  const bool exists = panel + prefetch_panels < args.readable_end;
+  for (int i = 0; i < shape.planes; ++i) {
+    view.codes[i] = reinterpret_cast<const uint8_t*>(args.plane[i]) +
+                    static_cast<size_t>(panel) * shape.panel_bytes[i];
+    view.ahead[i] = exists ? prefetch_panels * shape.panel_bytes[i] : 0;
+  }
+  for (int i = shape.planes; i < kMaxPlanes; ++i) {
+    view.codes[i] = nullptr;
+    view.ahead[i] = 0;
+  }
+  view.supers = view.codes[0];
+  view.scales = view.supers + shape.super_bytes;
+  view.codes[0] = view.scales + shape.scale_bytes;
+  return view;
+}
+
+SLUICE_INLINE void PrefetchLine(const uint8_t* at) { __builtin_prefetch(at, 0, 3); }
+
+// Moves bit `from` of every byte to bit `to`; bits that cross a byte are undefined.
+template <int from, int to>
+SLUICE_INLINE Codes MoveBit(Codes v) {
+  if constexpr (from > to) return ShiftRight<from - to>(v);
+  if constexpr (from < to) return ShiftLeft<to - from>(v);
+  return v;
+}
+
+// Calls take.operator()<quad>(codes) for the quads of a unit, in order, with codes of P bits. With
+// P = 5 the fourth plane has one bit.
+template <int P, class Take>
+SLUICE_INLINE void UnpackUnit(const PanelView& view, int unit, const Take& take) {
+  const size_t line = static_cast<size_t>(unit) * 64;
+  const auto load = [&]<int plane, int bits>(int vector) __attribute__((always_inline)) {
+    return LoadCodes(view.codes[plane] + line * bits + vector * 64);
+  };
+  PrefetchLine(view.codes[0] + line * 2 + view.ahead[0]);
+  PrefetchLine(view.codes[0] + line * 2 + 64 + view.ahead[0]);
+  if constexpr (P >= 3) PrefetchLine(view.codes[1] + line + view.ahead[1]);
+  if constexpr (P >= 4) PrefetchLine(view.codes[2] + line + view.ahead[2]);
+  if constexpr (P == 5) PrefetchLine(view.codes[3] + line + view.ahead[3]);
+  if constexpr (P >= 6) {
+    PrefetchLine(view.codes[3] + line * 2 + view.ahead[3]);
+    PrefetchLine(view.codes[3] + line * 2 + 64 + view.ahead[3]);
+  }
+  if constexpr (P == 8) {
+    PrefetchLine(view.codes[4] + line * 2 + view.ahead[4]);
+    PrefetchLine(view.codes[4] + line * 2 + 64 + view.ahead[4]);
+  }
+  // Pair k: quads 2k and 2k + 1.
+  const auto pair = [&]<int k>() __attribute__((always_inline)) {
+    constexpr int kAt = 2 * (k % 2);  // where a 2-bit plane holds it, within a nibble
+    const Codes base = load.template operator()<0, 2>(k / 2);
+    if constexpr (P == 2) {
+      take.template operator()<2 * k>(KeepBits<0x03>(MoveBit<kAt, 0>(base)));
+      take.template operator()<2 * k + 1>(KeepBits<0x03>(MoveBit<kAt + 4, 0>(base)));
+    } else if constexpr (P == 3) {
+      const Codes codes =
+          SelectBits<0x66>(MoveBit<kAt, 1>(base), MoveBit<k, 0>(load.template operator()<1, 1>(0)));
+      take.template operator()<2 * k>(KeepBits<0x07>(codes));
+      take.template operator()<2 * k + 1>(KeepBits<0x07>(MoveBit<4, 0>(codes)));
+    } else {
+      const Codes low = SelectBits<0x22>(MoveBit<k, 1>(load.template operator()<1, 1>(0)),
+                                         MoveBit<k, 0>(load.template operator()<2, 1>(0)));
+      const Codes codes = SelectBits<0xcc>(MoveBit<kAt, 2>(base), low);
+      if constexpr (P == 4) {
+        take.template operator()<2 * k>(KeepBits<0x0f>(codes));
+        take.template operator()<2 * k + 1>(KeepBits<0x0f>(MoveBit<4, 0>(codes)));
+      } else if constexpr (P == 5) {
+        const Codes last = load.template operator()<3, 1>(0);
+        take.template operator()<2 * k>(
+            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<0, 1>(codes), MoveBit<k, 0>(last))));
+        take.template operator()<2 * k + 1>(
+            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<4, 1>(codes), MoveBit<k + 4, 0>(last))));
+      } else if constexpr (P == 6) {
+        const Codes last = load.template operator()<3, 2>(k / 2);
+        take.template operator()<2 * k>(
+            KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<0, 2>(codes), MoveBit<kAt, 0>(last))));
+        take.template operator()<2 * k + 1>(
+            KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<4, 2>(codes), MoveBit<kAt + 4, 0>(last))));
+      } else {
+        const Codes rest = SelectBits<0xcc>(MoveBit<kAt, 2>(load.template operator()<3, 2>(k / 2)),
+                                            MoveBit<kAt, 0>(load.template operator()<4, 2>(k / 2)));
+        take.template operator()<2 * k>(SelectBits<0xf0>(MoveBit<0, 4>(codes), rest));
+        take.template operator()<2 * k + 1>(SelectBits<0xf0>(codes, MoveBit<4, 0>(rest)));
+      }
+    }
+  };
+  pair.template operator()<0>();
+  pair.template operator()<1>();
+  pair.template operator()<2>();
+  pair.template operator()<3>();
+}
+
+// Units [begin, end) of a panel to bytes: out[unit - begin][quad][16][4].
+template <int P>
+void UnpackUnits(const PanelView& view, int begin, int end, uint8_t* out) {
+  for (int unit = begin; unit < end; ++unit) {
+    UnpackUnit<P>(
+        view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
+          StoreCodes(out + quad * 64, codes);
+        });
+    out += kUnitBytes;
+  }
+}
+SLUICE_INLINE void UnpackUnitsOf(int precision, const PanelView& view, int begin, int end,
+                                 uint8_t* out) {
+  switch (precision) {
+    case 2:
+      return UnpackUnits<2>(view, begin, end, out);
+    case 3:
+      return UnpackUnits<3>(view, begin, end, out);
+    case 4:
+      return UnpackUnits<4>(view, begin, end, out);
+    case 5:
+      return UnpackUnits<5>(view, begin, end, out);
+    case 6:
+      return UnpackUnits<6>(view, begin, end, out);
+    default:
+      return UnpackUnits<8>(view, begin, end, out);
+  }
+}
+
+// Scale and minimum of a group for the 16 rows.
+struct GroupScale {
+  Vec scale;
+  Vec min;  // only for kinds that have one
+};
+template <ScaleKind kind>
+struct ScaleReader {
+  const uint8_t* groups;
+  Vec super_scale;
+  Vec super_min;  // negated
+
+  // Groups of the super-group `super`. A super-group is a chunk of units.
+  SLUICE_INLINE ScaleReader(const PanelView& view, int super) : groups(view.scales) {
+    if constexpr (kind == ScaleKind::kU8Min) {
+      const uint8_t* at = view.supers + static_cast<size_t>(super) * 64;
+      super_scale = Load(reinterpret_cast<const F16*>(at));
+      super_min = Sub(Set(0.0f), Load(reinterpret_cast<const F16*>(at + 32)));
+    } else if constexpr (kind == ScaleKind::kI8) {
+      super_scale =
+          Load(reinterpret_cast<const F16*>(view.supers + static_cast<size_t>(super) * 32));
+    }
+  }
+  SLUICE_INLINE GroupScale Read(int group) const {
+    const size_t g = static_cast<size_t>(group);
+    if constexpr (kind == ScaleKind::kF16) {
+      return {Load(reinterpret_cast<const F16*>(groups + g * 32)), Set(0.0f)};
+    } else if constexpr (kind == ScaleKind::kF16Min) {
+      return {Load(reinterpret_cast<const F16*>(groups + g * 64)),
+              Load(reinterpret_cast<const F16*>(groups + g * 64 + 32))};
+    } else if constexpr (kind == ScaleKind::kU8Min) {
+      return {Mul(super_scale, LoadU8(groups + g * 32)),
+              Mul(super_min, LoadU8(groups + g * 32 + 16))};
+    } else {
+      return {Mul(super_scale, LoadI8(groups + g * 16)), Set(0.0f)};
+    }
+  }
+};
+
+// Scales of units [begin, end), begin a multiple of kChunkUnits, as F32: per group s[16], then
+// m[16] for kinds that have one.
+template <ScaleKind kind>
+void ExpandScales(const NestedShape& shape, const PanelView& view, int begin, int end, float* out) {
+  constexpr bool kMin = kind == ScaleKind::kF16Min || kind == ScaleKind::kU8Min;
+  for (int chunk = begin; chunk < end; chunk += kChunkUnits) {
+    const ScaleReader<kind> reader(view, chunk / kChunkUnits);
+    const int last = chunk + kChunkUnits < end ? chunk + kChunkUnits : end;
+    for (int group = chunk * shape.unit_groups; group < last * shape.unit_groups; ++group) {
+      const GroupScale read = reader.Read(group);
+      Store(out, read.scale);
+      out += 16;
+      if constexpr (kMin) {
+        Store(out, read.min);
+        out += 16;
+      }
+    }
+  }
+}
+SLUICE_INLINE void ExpandScalesOf(const NestedShape& shape, const PanelView& view, int begin,
+                                  int end, float* out) {
+  switch (shape.scales) {
+    case ScaleKind::kF16:
+      return ExpandScales<ScaleKind::kF16>(shape, view, begin, end, out);
+    case ScaleKind::kF16Min:
+      return ExpandScales<ScaleKind::kF16Min>(shape, view, begin, end, out);
+    case ScaleKind::kU8Min:
+      return ExpandScales<ScaleKind::kU8Min>(shape, view, begin, end, out);
+    case ScaleKind::kI8:
+      return ExpandScales<ScaleKind::kI8>(shape, view, begin, end, out);
+  }
+}
+
+SLUICE_END_ISA
