@@ -1,6 +1,7 @@
 #include "engine/arch/hf_config.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -9,7 +10,6 @@
 #include <vector>
 
 #include "engine/arch/arch_table.h"
-#include "engine/base/file.h"
 #include "engine/base/json.h"
 
 namespace sluice {
@@ -495,20 +495,21 @@ Result<ModelConfig> ParseHfConfig(std::string_view config_json,
   return config;
 }
 
-Result<ModelConfig> LoadHfConfig(const std::filesystem::path& directory) {
-  Result<std::string> config = ReadTextFile(directory / "config.json", kConfigLimits.max_bytes);
+Result<ModelConfig> LoadHfConfig(const ModelFiles& files) {
+  const Result<const std::string*> config = files.Require(ModelFiles::kConfig);
   if (!config) return config.error();
-  std::string generation_text;
-  Result<std::string> generation =
-      ReadTextFile(directory / "generation_config.json", kConfigLimits.max_bytes);
-  if (generation) {
-    generation_text = std::move(*generation);
-  } else if (generation.error().code != ErrorCode::kNotFound) {
-    return generation.error();
-  }
-  Result<ModelConfig> parsed = ParseHfConfig(*config, generation_text);
-  if (!parsed) return WithContext(directory.string(), parsed.error());
+  const std::string* generation = files.Find(ModelFiles::kGenerationConfig);
+  Result<ModelConfig> parsed =
+      ParseHfConfig(**config, generation == nullptr ? std::string_view() : *generation);
+  if (!parsed) return WithContext(files.source().string(), parsed.error());
   return parsed;
+}
+
+Result<ModelConfig> LoadHfConfig(const std::filesystem::path& directory) {
+  constexpr std::array kNames = {ModelFiles::kConfig, ModelFiles::kGenerationConfig};
+  const Result<ModelFiles> files = ModelFiles::Read(directory, kNames);
+  if (!files) return files.error();
+  return LoadHfConfig(*files);
 }
 
 }  // namespace sluice

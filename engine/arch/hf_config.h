@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "engine/arch/model_config.h"
+#include "engine/base/model_files.h"
 #include "engine/base/result.h"
 
 namespace sluice {
@@ -19,7 +20,8 @@ namespace sluice {
 Result<ModelConfig> ParseHfConfig(std::string_view config_json,
                                   std::string_view generation_config_json);
 
-// Reads config.json and, where there is one, generation_config.json. Errors name the file.
+// From config.json and, where there is one, generation_config.json. Errors name the file.
+Result<ModelConfig> LoadHfConfig(const ModelFiles& files);
 Result<ModelConfig> LoadHfConfig(const std::filesystem::path& directory);
 
 }  // namespace sluice

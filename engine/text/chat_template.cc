@@ -1,7 +1,6 @@
 #include "engine/text/chat_template.h"
 
-#include <fstream>
-#include <iterator>
+#include <array>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -16,7 +15,6 @@ namespace sluice {
 namespace {
 
 constexpr size_t kMaxSourceBytes = 1 << 20;
-constexpr size_t kMaxConfigBytes = 64 << 20;
 
 Error ToError(jinja::RenderError error) {
   if (!error.raised) {
@@ -25,22 +23,6 @@ Error ToError(jinja::RenderError error) {
     error.message.insert(0, where + ": ");
   }
   return {error.code, std::move(error.message)};
-}
-
-// The bytes of a file of at most `limit` bytes; nothing when there is no such file.
-Result<std::optional<std::string>> ReadIfPresent(const std::filesystem::path& path, size_t limit) {
-  std::error_code failure;
-  if (!std::filesystem::exists(path, failure)) return std::optional<std::string>();
-  const auto size = std::filesystem::file_size(path, failure);
-  if (failure) return IoError("cannot read " + path.string() + ": " + failure.message());
-  if (size > limit) {
-    return Corrupt(path.string() + " is larger than the " + std::to_string(limit) +
-                   " bytes that such a file may have");
-  }
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file && !file.eof()) return IoError("cannot read " + path.string());
-  return std::optional<std::string>(std::move(text));
 }
 
 // The template in "chat_template" of a tokenizer_config.json; nothing when there is none.
@@ -82,22 +64,28 @@ Result<ChatTemplate> ChatTemplate::Parse(std::string source) {
   }
 }
 
-Result<std::optional<ChatTemplate>> ChatTemplate::Load(const std::filesystem::path& model_dir) {
-  std::string path = (model_dir / "chat_template.jinja").string();
-  Result<std::optional<std::string>> source = ReadIfPresent(path, kMaxSourceBytes);
-  if (!source) return source.error();
-  if (!*source) {
-    path = (model_dir / "tokenizer_config.json").string();
-    const Result<std::optional<std::string>> config = ReadIfPresent(path, kMaxConfigBytes);
-    if (!config) return config.error();
-    if (!*config) return std::optional<ChatTemplate>();
-    source = FromConfig(**config, path);
-    if (!source) return source.error();
-    if (!*source) return std::optional<ChatTemplate>();
+Result<std::optional<ChatTemplate>> ChatTemplate::Load(const ModelFiles& files) {
+  std::string path = files.PathOf(ModelFiles::kChatTemplate);
+  std::optional<std::string> source;
+  if (const std::string* text = files.Find(ModelFiles::kChatTemplate)) {
+    source = *text;
+  } else if (const std::string* config = files.Find(ModelFiles::kTokenizerConfig)) {
+    path = files.PathOf(ModelFiles::kTokenizerConfig);
+    Result<std::optional<std::string>> found = FromConfig(*config, path);
+    if (!found) return found.error();
+    source = std::move(*found);
   }
-  Result<ChatTemplate> parsed = Parse(std::move(**source));
+  if (!source) return std::optional<ChatTemplate>();
+  Result<ChatTemplate> parsed = Parse(std::move(*source));
   if (!parsed) return WithContext(path, parsed.error());
   return std::optional<ChatTemplate>(std::move(*parsed));
+}
+
+Result<std::optional<ChatTemplate>> ChatTemplate::Load(const std::filesystem::path& model_dir) {
+  constexpr std::array kNames = {ModelFiles::kChatTemplate, ModelFiles::kTokenizerConfig};
+  const Result<ModelFiles> files = ModelFiles::Read(model_dir, kNames);
+  if (!files) return files.error();
+  return Load(*files);
 }
 
 Result<std::string> ChatTemplate::Render(const nlohmann::ordered_json& variables,

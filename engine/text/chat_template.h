@@ -27,6 +27,7 @@
 #include <optional>
 #include <string>
 
+#include "engine/base/model_files.h"
 #include "engine/base/result.h"
 
 namespace sluice {
@@ -53,9 +54,10 @@ class ChatTemplate {
   // templates here cannot use.
   static Result<ChatTemplate> Parse(std::string source);
 
-  // The template of a Hugging Face model directory: the file chat_template.jinja, else
-  // "chat_template" of tokenizer_config.json (a string, or a list of {name, template}, of which
-  // "default" is taken). Nothing when the directory has none. Errors name the file.
+  // The template of a model: the file chat_template.jinja, else "chat_template" of
+  // tokenizer_config.json (a string, or a list of {name, template}, of which "default" is taken).
+  // Nothing when the model has none. Errors name the file.
+  static Result<std::optional<ChatTemplate>> Load(const ModelFiles& files);
   static Result<std::optional<ChatTemplate>> Load(const std::filesystem::path& model_dir);
 
   // `variables` is an object: messages, tools, add_generation_prompt, bos_token, eos_token and

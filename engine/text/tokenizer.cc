@@ -1,11 +1,10 @@
 #include "engine/text/tokenizer.h"
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
-#include <system_error>
 #include <utility>
 
-#include "engine/base/file.h"
 #include "engine/base/json.h"
 #include "engine/base/utf8.h"
 #include "engine/text/added_tokens.h"
@@ -24,8 +23,8 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kMetaspace = "\xE2\x96\x81";  // U+2581
-constexpr std::string_view kFile = "tokenizer.json";
-constexpr std::string_view kConfigFile = "tokenizer_config.json";
+constexpr std::string_view kFile = ModelFiles::kTokenizer;
+constexpr std::string_view kConfigFile = ModelFiles::kTokenizerConfig;
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
 constexpr JsonLimits kTokenizerLimits = {
     .max_bytes = kMaxFileBytes, .max_values = size_t{16} << 20, .max_depth = 64};
@@ -184,19 +183,21 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::FromJson(
   return std::shared_ptr<const Tokenizer>(new Tokenizer(std::move(parts)));
 }
 
-Result<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::filesystem::path& model_dir) {
-  Result<std::string> tokenizer = ReadTextFile(model_dir / kFile, kMaxFileBytes);
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const ModelFiles& files) {
+  const Result<const std::string*> tokenizer = files.Require(kFile);
   if (!tokenizer) return tokenizer.error();
-  std::string config;
-  std::error_code ignored;
-  if (std::filesystem::exists(model_dir / kConfigFile, ignored)) {
-    Result<std::string> read = ReadTextFile(model_dir / kConfigFile, kMaxFileBytes);
-    if (!read) return read.error();
-    config = std::move(*read);
-  }
-  Result<std::shared_ptr<const Tokenizer>> loaded = FromJson(*tokenizer, config);
-  if (!loaded) return WithContext(model_dir.string(), loaded.error());
+  const std::string* config = files.Find(kConfigFile);
+  Result<std::shared_ptr<const Tokenizer>> loaded =
+      FromJson(**tokenizer, config == nullptr ? std::string_view() : *config);
+  if (!loaded) return WithContext(files.source().string(), loaded.error());
   return loaded;
+}
+
+Result<std::shared_ptr<const Tokenizer>> Tokenizer::Load(const std::filesystem::path& model_dir) {
+  constexpr std::array kNames = {kFile, kConfigFile};
+  const Result<ModelFiles> files = ModelFiles::Read(model_dir, kNames);
+  if (!files) return files.error();
+  return Load(*files);
 }
 
 void Tokenizer::Parts::EncodeWord(std::string_view word, Scratch* scratch,

@@ -28,6 +28,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/model_files.h"
 #include "engine/base/result.h"
 
 namespace sluice {
@@ -43,7 +44,8 @@ struct EncodeOptions {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.json and, when it is there, tokenizer_config.json.
+  // From tokenizer.json and, when it is there, tokenizer_config.json. Errors name the file.
+  static Result<std::shared_ptr<const Tokenizer>> Load(const ModelFiles& files);
   static Result<std::shared_ptr<const Tokenizer>> Load(const std::filesystem::path& model_dir);
 
   // `tokenizer_config_json` may be empty.

@@ -88,13 +88,19 @@ class ModelCodec final : public TextCodec {
 
 }  // namespace
 
-Result<std::unique_ptr<TextCodec>> LoadModelCodec(const std::filesystem::path& directory) {
-  auto tokenizer = Tokenizer::Load(directory);
+Result<std::unique_ptr<TextCodec>> LoadModelCodec(const ModelFiles& files) {
+  auto tokenizer = Tokenizer::Load(files);
   if (!tokenizer) return tokenizer.error();
-  auto chat = ChatTemplate::Load(directory);
+  auto chat = ChatTemplate::Load(files);
   if (!chat) return chat.error();
   return std::unique_ptr<TextCodec>(
       std::make_unique<ModelCodec>(std::move(*tokenizer), std::move(*chat)));
+}
+
+Result<std::unique_ptr<TextCodec>> LoadModelCodec(const std::filesystem::path& directory) {
+  const Result<ModelFiles> files = ModelFiles::Read(directory);
+  if (!files) return files.error();
+  return LoadModelCodec(*files);
 }
 
 }  // namespace sluice
