@@ -29,20 +29,21 @@ constexpr int kMaxHeadDim = 256;
 // Prefetch hint. A span does not fit L1, and L1 tracks too few misses to stream from memory (on Zen
 // 4 the hint is worth half as much bandwidth again).
 constexpr int kIntoL2 = 2;
+constexpr float kLog2E = 1.44269504f;
 
-struct RowState {
-  float top;  // running maximum of the scores
-  float rescale;
-  int begin;  // visible tokens of the current span, relative to its start
-  int end;
-  Vec total;  // running sum of exponentials, by token mod 16
-};
+// Rows are handled 16 at a time where one value per row is enough: a Vec of rows.
+static_assert(kGroupRows == 16);
 
 struct AttentionScratch {
   alignas(64) float q[kGroupRows][kMaxHeadDim];  // scaled queries
   alignas(64) float out[kGroupRows][kMaxHeadDim];
-  alignas(64) float p[kGroupRows][kSpanTokens];  // scores, then their exponentials
-  RowState rows[kGroupRows];
+  alignas(64) float p[kGroupRows][kSpanTokens];  // scores in units of ln 2, then their exponentials
+  alignas(64) float top[kGroupRows];             // running maximum of the scores
+  alignas(64) float span_top[kGroupRows];        // of the current span
+  alignas(64) float rescale[kGroupRows];         // what a new maximum makes of earlier sums
+  Vec total[kGroupRows];                         // running sum of exponentials, by token mod 16
+  int begin[kGroupRows];  // visible tokens of the current span, relative to its start
+  int end[kGroupRows];
 };
 
 template <class T>
@@ -56,7 +57,7 @@ struct Span {
 
 // Scores of R rows for B blocks from `block` on.
 template <class T, int R, int B>
-void Scores(const Span<T>& span, int block, AttentionScratch& s, int row) {
+void Scores(const Span<T>& span, int block, AttentionScratch& s, int row, bool prefetch) {
   Vec sum[R][B];
   SLUICE_UNROLL(8)
   for (int r = 0; r < R; ++r) {
@@ -68,7 +69,7 @@ void Scores(const Span<T>& span, int block, AttentionScratch& s, int row) {
     Vec k[B];
     SLUICE_UNROLL(8)
     for (int b = 0; b < B; ++b) {
-      __builtin_prefetch(span.v[block + b] + d * kKvBlockTokens, 0, kIntoL2);
+      if (prefetch) __builtin_prefetch(span.v[block + b] + d * kKvBlockTokens, 0, kIntoL2);
       k[b] = Load(span.k[block + b] + d * kKvBlockTokens);
     }
     SLUICE_UNROLL(8)
@@ -86,50 +87,71 @@ void Scores(const Span<T>& span, int block, AttentionScratch& s, int row) {
 }
 
 template <class T, int R>
-void SpanScores(const Span<T>& span, AttentionScratch& s, int row) {
+void SpanScores(const Span<T>& span, AttentionScratch& s, int row, bool prefetch) {
   constexpr int B = kAttentionAccumulators / R < 1   ? 1
                     : kAttentionAccumulators / R > 4 ? 4
                                                      : kAttentionAccumulators / R;
   int block = 0;
-  for (; block + B <= span.blocks; block += B) Scores<T, R, B>(span, block, s, row);
+  for (; block + B <= span.blocks; block += B) Scores<T, R, B>(span, block, s, row, prefetch);
   if constexpr (B > 1) {
-    for (; block < span.blocks; ++block) Scores<T, R, 1>(span, block, s, row);
+    for (; block < span.blocks; ++block) Scores<T, R, 1>(span, block, s, row, prefetch);
   }
 }
 
-// Turns the row's scores into exponentials against the new maximum; hidden tokens become 0.
-SLUICE_INLINE void SoftmaxStep(const AttentionArgs& args, int blocks, float* p, RowState& row) {
+// Hides a row's invisible tokens in the KV blocks that it sees in part, and finds the maximum of
+// those that it sees.
+SLUICE_INLINE float SpanTop(const AttentionArgs& args, float* p, int begin, int end) {
   const float kMinusInfinity = -__builtin_inff();
-  Vec top = Set(kMinusInfinity);
-  for (int b = 0; b < blocks; ++b) {
-    const int begin = row.begin - b * kKvBlockTokens;
-    const int end = row.end - b * kKvBlockTokens;
-    Vec score = Load(p + b * kKvBlockTokens);
-    if (args.softcap != 0.0f) {
-      score = Mul(Set(args.softcap), Tanh(Div(score, Set(args.softcap))));
+  const int first = begin / kKvBlockTokens;
+  const int last = (end - 1) / kKvBlockTokens;
+  if (args.softcap != 0.0f) {
+    const Vec over = Set(1.0f / args.softcap);
+    const Vec cap = Set(args.softcap * kLog2E);
+    for (int b = first; b <= last; ++b) {
+      float* block = p + b * kKvBlockTokens;
+      Store(block, Mul(cap, Tanh(Mul(Load(block), over))));
     }
-    score = KeepLanes(score,
-                      begin < 0    ? 0
-                      : begin > 16 ? 16
-                                   : begin,
-                      end < 0    ? 0
-                      : end > 16 ? 16
-                                 : end,
-                      kMinusInfinity);
-    top = Max(score, top);
-    Store(p + b * kKvBlockTokens, score);
   }
-  const float span_top = MaxLanes(top);
-  const float new_top = span_top > row.top ? span_top : row.top;
-  const Vec shift = Set(new_top);
-  Vec rescale = ExpOrZero(Sub(Set(row.top), shift));
-  row.rescale = MaxLanes(rescale);
-  row.top = new_top;
-  row.total = Mul(row.total, rescale);
-  for (int b = 0; b < blocks; ++b) {
-    const Vec e = ExpOrZero(Sub(Load(p + b * kKvBlockTokens), shift));
-    row.total = Add(row.total, e);
-    Store(p + b * kKvBlockTokens, e);
+  if (begin % kKvBlockTokens != 0) {
+    float* block = p + first * kKvBlockTokens;
+    Store(block, KeepLanes(Load(block), begin % kKvBlockTokens, 16, kMinusInfinity));
+  }
+  if (end % kKvBlockTokens != 0) {
+    float* block = p + last * kKvBlockTokens;
+    Store(block, KeepLanes(Load(block), 0, end % kKvBlockTokens, kMinusInfinity));
+  }
+  Vec top = Load(p + first * kKvBlockTokens);
+  for (int b = first + 1; b <= last; ++b) top = Max(Load(p + b * kKvBlockTokens), top);
+  return MaxLanes(top);
+}
+
+// One step of the online softmax for all rows: scores become exponentials against the new maximum,
+// and what was summed so far is rescaled to it. What lies before and after a row's visible tokens
+// in a KV block that it sees in part becomes next to nothing (2^-126) in its sum.
+SLUICE_INLINE void SoftmaxStep(const AttentionArgs& args, AttentionScratch& s, int rows) {
+  for (int r = 0; r < rows; ++r) {
+    s.span_top[r] = s.begin[r] < s.end[r] ? SpanTop(args, s.p[r], s.begin[r], s.end[r]) : s.top[r];
+  }
+  const Vec old_top = Load(s.top);
+  const Vec new_top = Max(Load(s.span_top), old_top);
+  Store(s.top, new_top);
+  Store(s.rescale, Exp2OfNegative(Sub(old_top, new_top)));
+  for (int r = 0; r < rows; ++r) {
+    if (s.begin[r] >= s.end[r]) continue;
+    const Vec rescale = Set(s.rescale[r]);
+    for (int d = 0; d < args.head_dim; d += 16) {
+      Store(s.out[r] + d, Mul(Load(s.out[r] + d), rescale));
+    }
+    const Vec shift = Set(s.top[r]);
+    Vec total = Mul(s.total[r], rescale);
+    const int last = (s.end[r] - 1) / kKvBlockTokens;
+    float* p = s.p[r];
+    for (int b = s.begin[r] / kKvBlockTokens; b <= last; ++b) {
+      const Vec e = Exp2OfNegative(Sub(Load(p + b * kKvBlockTokens), shift));
+      total = Add(total, e);
+      Store(p + b * kKvBlockTokens, e);
+    }
+    s.total[r] = total;
   }
 }
 
@@ -209,29 +231,45 @@ void TokenRange(const Span<T>& span, AttentionScratch& s, int row, int begin, in
   }
 }
 
-// The tokens that all R rows see go together; those at either end that only some see, row by row.
+// Tokens [begin, end) of the span for those of R rows that see them. Rows that see the same tokens
+// go together (heads of one token do), so halves that differ are taken apart.
+template <class T, int R>
+void EdgeValues(const Span<T>& span, AttentionScratch& s, int row, int begin, int end) {
+  if (begin >= end) return;
+  int lowest[2] = {s.begin[row], s.end[row]};
+  int highest[2] = {s.begin[row], s.end[row]};
+  for (int r = 1; r < R; ++r) {
+    const int from = s.begin[row + r], to = s.end[row + r];
+    lowest[0] = from < lowest[0] ? from : lowest[0];
+    highest[0] = from > highest[0] ? from : highest[0];
+    lowest[1] = to < lowest[1] ? to : lowest[1];
+    highest[1] = to > highest[1] ? to : highest[1];
+  }
+  begin = lowest[0] > begin ? lowest[0] : begin;
+  end = highest[1] < end ? highest[1] : end;
+  if (begin >= end) return;
+  if (highest[0] <= begin && lowest[1] >= end) {
+    return TokenRange<T, R>(span, s, row, begin, end, false);
+  }
+  if constexpr (R > 1) {
+    EdgeValues<T, R / 2>(span, s, row, begin, end);
+    EdgeValues<T, R / 2>(span, s, row + R / 2, begin, end);
+  }
+}
+
+// The tokens that all R rows see go together.
 template <class T, int R>
 void SpanValues(const Span<T>& span, AttentionScratch& s, int row, bool prefetch) {
-  int begin = s.rows[row].begin;
-  int end = s.rows[row].end;
+  int begin = s.begin[row];
+  int end = s.end[row];
   for (int r = 1; r < R; ++r) {
-    const RowState& other = s.rows[row + r];
-    begin = other.begin > begin ? other.begin : begin;
-    end = other.end < end ? other.end : end;
+    begin = s.begin[row + r] > begin ? s.begin[row + r] : begin;
+    end = s.end[row + r] < end ? s.end[row + r] : end;
   }
-  if (begin >= end) {
-    for (int r = 0; r < R; ++r) {
-      TokenRange<T, 1>(span, s, row + r, s.rows[row + r].begin, s.rows[row + r].end, prefetch);
-    }
-    return;
-  }
-  for (int r = 0; r < R; ++r) {
-    TokenRange<T, 1>(span, s, row + r, s.rows[row + r].begin, begin, false);
-  }
+  if (begin >= end) return EdgeValues<T, R>(span, s, row, 0, kSpanTokens);
+  EdgeValues<T, R>(span, s, row, 0, begin);
   TokenRange<T, R>(span, s, row, begin, end, prefetch);
-  for (int r = 0; r < R; ++r) {
-    TokenRange<T, 1>(span, s, row + r, end, s.rows[row + r].end, false);
-  }
+  EdgeValues<T, R>(span, s, row, end, kSpanTokens);
 }
 
 template <class T, int R>
@@ -240,7 +278,7 @@ SLUICE_INLINE int RowsOf(const Span<T>& span, AttentionScratch& s, int row, int 
     if (values) {
       SpanValues<T, R>(span, s, row, row == 0);
     } else {
-      SpanScores<T, R>(span, s, row);
+      SpanScores<T, R>(span, s, row, row == 0);
     }
   }
   return row;
@@ -254,10 +292,6 @@ void AllRows(const Span<T>& span, AttentionScratch& s, int rows, bool values) {
   RowsOf<T, 1>(span, s, row, rows, values);
 }
 
-SLUICE_INLINE void RescaleRow(float* out, int head_dim, float scale) {
-  for (int d = 0; d < head_dim; d += 16) Store(out + d, Mul(Load(out + d), Set(scale)));
-}
-
 // Rows [first, first + rows), rows <= kGroupRows.
 template <class T>
 void AttentionGroup(const AttentionArgs& args, int first, int rows) {
@@ -267,6 +301,8 @@ void AttentionGroup(const AttentionArgs& args, int first, int rows) {
       static_cast<size_t>(args.kv_head) * static_cast<size_t>(head_dim) * kKvBlockTokens;
   const T* k_cache = static_cast<const T*>(args.k_cache) + head_offset;
   const T* v_cache = static_cast<const T*>(args.v_cache) + head_offset;
+  // The softmax works in powers of two. A softcap needs the score itself first.
+  const float scale = args.softcap != 0.0f ? args.scale : args.scale * kLog2E;
   int begin = args.first_visible[first];
   int end = args.context[first];
   for (int r = 0; r < rows; ++r) {
@@ -275,12 +311,13 @@ void AttentionGroup(const AttentionArgs& args, int first, int rows) {
     const float* q = args.q + args.q_offsets[first + r];
     for (int d = 0; d < head_dim; d += 16) {
       const int n = head_dim - d < 16 ? head_dim - d : 16;
-      Store(s.q[r] + d, Mul(LoadN(q + d, n), Set(args.scale)));
+      Store(s.q[r] + d, Mul(LoadN(q + d, n), Set(scale)));
       Store(s.out[r] + d, Set(0.0f));
     }
-    s.rows[r].top = -__builtin_inff();
-    s.rows[r].total = Set(0.0f);
+    s.total[r] = Set(0.0f);
   }
+  Store(s.top, Set(-__builtin_inff()));
+  Store(s.span_top, Set(-__builtin_inff()));
 
   const int first_live = begin / kKvBlockTokens;
   const int last_block = (end - 1) / kKvBlockTokens;
@@ -301,32 +338,26 @@ void AttentionGroup(const AttentionArgs& args, int first, int rows) {
     }
     AllRows<T>(span, s, rows, false);
     for (int r = 0; r < rows; ++r) {
-      RowState& row = s.rows[r];
       const int row_begin = args.first_visible[first + r] - start;
       const int row_end = args.context[first + r] - start;
-      row.begin = row_begin < 0 ? 0 : row_begin;
-      row.end = row_end < kSpanTokens ? row_end : kSpanTokens;
-      if (row.begin >= row.end) {
-        row.begin = row.end = 0;
-        continue;
-      }
-      const bool started = row.top != -__builtin_inff();
-      SoftmaxStep(args, span.blocks, s.p[r], row);
-      if (started && row.rescale != 1.0f) RescaleRow(s.out[r], head_dim, row.rescale);
+      s.begin[r] = row_begin < 0 ? 0 : row_begin;
+      s.end[r] = row_end < kSpanTokens ? row_end : kSpanTokens;
+      if (s.begin[r] >= s.end[r]) s.begin[r] = s.end[r] = 0;
     }
+    SoftmaxStep(args, s, rows);
     AllRows<T>(span, s, rows, true);
   }
 
   for (int r = 0; r < rows; ++r) {
-    RowState& row = s.rows[r];
-    float total = SumLanes(row.total);
-    float scale = 1.0f;
+    float total = SumLanes(s.total[r]);
+    float out_scale = 1.0f;
     if (args.has_sink) {
-      const float top = row.top > args.sink_logit ? row.top : args.sink_logit;
-      scale = MaxLanes(ExpOrZero(Set(row.top - top)));
-      total = total * scale + MaxLanes(ExpOrZero(Set(args.sink_logit - top)));
+      const float sink = args.sink_logit * kLog2E;
+      const float top = s.top[r] > sink ? s.top[r] : sink;
+      out_scale = MaxLanes(Exp2OfNegative(Set(s.top[r] - top)));
+      total = total * out_scale + MaxLanes(Exp2OfNegative(Set(sink - top)));
     }
-    const Vec factor = Set(scale / total);
+    const Vec factor = Set(out_scale / total);
     float* out = args.out + args.q_offsets[first + r];
     for (int d = 0; d < head_dim; d += 16) {
       const int n = head_dim - d < 16 ? head_dim - d : 16;
