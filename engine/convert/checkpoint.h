@@ -47,8 +47,8 @@ class Checkpoint {
   virtual ~Checkpoint() = default;
 
   virtual const ModelConfig& config() const = 0;
-  // "config.json", "tokenizer.json", ... as texts; what the source lacks is absent. For GGUF they are
-  // written from its metadata.
+  // "config.json", "tokenizer.json", ... as texts; what the source lacks is absent. For GGUF they
+  // are written from its metadata.
   virtual const std::map<std::string, std::string>& files() const = 0;
   // For people: "OLMoE-1B-7B, gguf v3, Q4_0", and the bytes of all weights.
   virtual std::string description() const = 0;

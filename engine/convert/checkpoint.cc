@@ -1,0 +1,28 @@
+#include "engine/convert/checkpoint.h"
+
+#include <system_error>
+
+#include "engine/convert/hf_checkpoint.h"
+
+namespace sluice {
+
+int64_t CheckpointWeight::SourceRow(int64_t row) const {
+  if (interleaved_head_dim == 0) return row;
+  // The model has the two halves of a head one after the other, the file row by row in turns.
+  const int64_t in_head = row % interleaved_head_dim;
+  const int64_t half = interleaved_head_dim / 2;
+  return row - in_head + 2 * (in_head % half) + in_head / half;
+}
+
+Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return OpenHfCheckpoint(path);
+  if (!std::filesystem::exists(path, ignored)) return NotFound(path.string() + " does not exist");
+  if (path.extension() == ".safetensors") {
+    return InvalidArgument(path.string() +
+                           " is one file of a model; name the directory that it lies in");
+  }
+  return Unsupported(path.string() + " is not a directory in Hugging Face form");
+}
+
+}  // namespace sluice
