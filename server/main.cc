@@ -11,6 +11,7 @@ constexpr const char* kFooter = R"(Examples:
   sluice serve --model deploy/demo-model            serve on http://127.0.0.1:8080
   sluice bench --model deploy/demo-model --json     measure this machine
   sluice eval --model deploy/demo-model --text FILE measure the model
+  sluice pack MODEL.gguf MODEL.sluice               make a pack: one file, ready to compute
 
 `sluice COMMAND --help` is the manual of a command.)";
 
@@ -27,6 +28,7 @@ int main(int argc, char** argv) {
   sluice::AddServe(app, &exit_code);
   sluice::AddBench(app, &exit_code);
   sluice::AddEval(app, &exit_code);
+  sluice::AddPack(app, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

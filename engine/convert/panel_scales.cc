@@ -30,8 +30,7 @@ PanelScales::PanelScales(NestedFormat format, std::span<const double> level_weig
       panel_(panel),
       kernels_(cpu::SelectGroupFit(cpu::Isa::kAuto)) {
   const int planes = NestedPlanes(format.bits);
-  SLUICE_CHECK(ValidNestedFormat(format) &&
-               static_cast<int>(level_weights.size()) == planes);
+  SLUICE_CHECK(ValidNestedFormat(format) && static_cast<int>(level_weights.size()) == planes);
   args_.cols = format.group;
   args_.max_code = (1 << format.bits) - 1;
   args_.symmetric = !has_min_;

@@ -13,8 +13,8 @@ namespace sluice {
 
 class PanelScales {
  public:
-  // level_weights: one per number of planes. column_weights: [padded cols]. `panel` is sized for the
-  // format. All outlive this object.
+  // level_weights: one per number of planes. column_weights: [padded cols]. `panel` is sized for
+  // the format. All outlive this object.
   PanelScales(NestedFormat format, std::span<const double> level_weights,
               std::span<const float> column_weights, NestedPanel* panel);
 

@@ -42,9 +42,8 @@ void QuantizePanel(const QuantizerOptions& options, const InputStatistics& stati
                    const float* rows, int row_count, int cols, NestedPanel* out) {
   const NestedFormat format = options.format;
   SLUICE_CHECK(row_count >= 1 && row_count <= kNestedRows && cols >= 1);
-  const std::vector<double> levels = options.level_weights.empty()
-                                         ? DefaultLevelWeights(format.bits)
-                                         : options.level_weights;
+  const std::vector<double> levels =
+      options.level_weights.empty() ? DefaultLevelWeights(format.bits) : options.level_weights;
   out->Resize(format, cols);
   std::vector<float> x;
   Transpose(rows, row_count, cols, &x);

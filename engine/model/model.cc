@@ -1,11 +1,14 @@
 #include "engine/model/model.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <string>
 #include <utility>
 
 #include "engine/arch/hf_config.h"
+#include "engine/formats/pack.h"
 #include "engine/formats/safetensors.h"
+#include "engine/model/pack_weights.h"
 #include "engine/model/transformer.h"
 #include "engine/model/weights.h"
 #include "engine/tensor/cpu_backend.h"
@@ -36,6 +39,14 @@ Result<> CheckOptions(const ModelOptions& options) {
   if (options.threads < 0 || options.threads > kMaxThreads) {
     return InvalidArgument("threads must be between 0 and " + std::to_string(kMaxThreads));
   }
+  if (options.expert_bits != 0 && (options.expert_bits < 2 || options.expert_bits > 8)) {
+    return InvalidArgument("the experts' precision must be 0 (all there is) or 2 to 8 bits, not " +
+                           std::to_string(options.expert_bits));
+  }
+  if (options.activation_bits != 8 && options.activation_bits != 16) {
+    return InvalidArgument("activation_bits must be 8 or 16, not " +
+                           std::to_string(options.activation_bits));
+  }
   if (options.kv_blocks > INT32_MAX / kKvBlockTokens) {
     return InvalidArgument("kv_blocks must be at most " +
                            std::to_string(INT32_MAX / kKvBlockTokens));
@@ -43,31 +54,62 @@ Result<> CheckOptions(const ModelOptions& options) {
   return {};
 }
 
+Result<ModelWeights> LoadAnyWeights(const std::filesystem::path& path, const ModelConfig& config,
+                                    const ModelOptions& options, Backend* backend) {
+  if (PackReader::LooksLikePack(path)) {
+    const Result<PackReader> pack = PackReader::Open(path);
+    if (!pack) return pack.error();
+    auto weights = LoadPackWeights(*pack, config, options.expert_bits, backend, options.progress);
+    if (!weights) return WithContext(path.string(), weights.error());
+    return weights;
+  }
+  const Result<SafetensorsReader> reader = SafetensorsReader::Open(path);
+  if (!reader) return reader.error();
+  auto weights = LoadWeights(*reader, config, backend, options.progress);
+  if (!weights) return WithContext(path.string(), weights.error());
+  return weights;
+}
+
 }  // namespace
 
-Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& directory,
+std::string WeightName(const Model& model) {
+  if (!model.nested_weights()) return DTypeName(model.weight_dtype());
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.2f-bit", model.footprint().expert_bits);
+  return text;
+}
+
+Result<ModelFiles> ReadModelFiles(const std::filesystem::path& path) {
+  if (!PackReader::LooksLikePack(path)) return ModelFiles::Read(path);
+  const Result<PackReader> pack = PackReader::Open(path);
+  if (!pack) return pack.error();
+  return ModelFiles(path, pack->metadata().files);
+}
+
+Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& path,
                                                ModelOptions options,
                                                std::unique_ptr<Backend> backend) {
   if (auto ok = CheckOptions(options); !ok) return ok.error();
-  Result<ModelConfig> config = LoadHfConfig(directory);
+  const Result<ModelFiles> files = ReadModelFiles(path);
+  if (!files) return files.error();
+  Result<ModelConfig> config = LoadHfConfig(*files);
   if (!config) return config.error();
-  if (auto ok = CheckShapes(*config); !ok) return WithContext(directory.string(), ok.error());
-  Result<SafetensorsReader> reader = SafetensorsReader::Open(directory);
-  if (!reader) return reader.error();
+  if (auto ok = CheckShapes(*config); !ok) return WithContext(path.string(), ok.error());
   if (options.max_context == 0) options.max_context = config->max_positions;
   // No sequence can outgrow the cache, so neither need the tables.
   options.max_context = static_cast<int>(
       std::min<int64_t>(options.max_context, int64_t{options.kv_blocks} * kKvBlockTokens));
 
-  Result<ModelWeights> weights = LoadWeights(*reader, *config, backend.get(), options.progress);
-  if (!weights) return WithContext(directory.string(), weights.error());
+  Result<ModelWeights> weights = LoadAnyWeights(path, *config, options, backend.get());
+  if (!weights) return weights.error();
   if (!options.kv_dtype) {
-    options.kv_dtype = weights->dtype == DType::kF32 ? DType::kF32 : DType::kF16;
+    const PackedMatrix& q = weights->layers[0].q;
+    options.kv_dtype = !q.is_nested() && q.dtype == DType::kF32 ? DType::kF32 : DType::kF16;
   }
   return Transformer::Create(*config, options, std::move(backend), std::move(*weights));
 }
 
-Result<std::unique_ptr<Model>> Model::Load(const std::filesystem::path& directory,
+Result<std::unique_ptr<Model>> Model::Load(const std::filesystem::path& path,
                                            const ModelOptions& options) {
   if (auto ok = CheckOptions(options); !ok) return ok.error();
   const cpu::Ops* ops = cpu::SelectOps(options.isa);
@@ -76,8 +118,9 @@ Result<std::unique_ptr<Model>> Model::Load(const std::filesystem::path& director
   }
   ModelOptions resolved = options;
   if (resolved.threads == 0) resolved.threads = cpu::UsableCores();
-  auto backend = std::make_unique<CpuBackend>(ops, resolved.threads, resolved.pin_threads);
-  return LoadTransformer(directory, std::move(resolved), std::move(backend));
+  auto backend = std::make_unique<CpuBackend>(ops, resolved.threads, resolved.pin_threads,
+                                              resolved.activation_bits == 16);
+  return LoadTransformer(path, std::move(resolved), std::move(backend));
 }
 
 }  // namespace sluice

@@ -12,9 +12,11 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "engine/arch/model_config.h"
+#include "engine/base/model_files.h"
 #include "engine/base/result.h"
 #include "engine/experts/forward_observer.h"
 #include "kernels/common/dtype.h"
@@ -38,6 +40,10 @@ struct ModelOptions {
   std::optional<DType> kv_dtype;  // default: F32 for F32 weights, otherwise F16
   // Nullable: told of activations; outlives the model. For calibration: costs copies.
   ForwardObserver* observer = nullptr;
+  // Packs only: routed experts at the highest precision up to this many bits; 0: all there is.
+  int expert_bits = 0;
+  // Inputs of bit-nested matrices: 8 bits, or 16 for about 15 bits of them at twice the arithmetic.
+  int activation_bits = 8;
   // Called with fractions in [0, 1] while weights load; may be empty.
   std::function<void(double)> progress;
 };
@@ -70,7 +76,8 @@ struct ModelFootprint {
   size_t arena_bytes = 0;         // activations
   size_t dense_bytes_per_token =
       0;                    // weight bytes that any decode step reads once (embedding row aside)
-  size_t expert_bytes = 0;  // one expert's bytes (0 without sparse layers)
+  size_t expert_bytes = 0;  // one expert's bytes, the average (0 without sparse layers)
+  double expert_bits = 0;   // bits per weight of routed experts, scales included
   int64_t dense_macs_per_token =
       0;  // multiply-accumulates per token outside routed experts, output head included
   int64_t expert_macs_per_token =
@@ -81,14 +88,19 @@ struct ModelFootprint {
 
 class Model {
  public:
-  // Loads a Hugging Face directory. Errors name the file, tensor, shape or field that is wrong.
-  static Result<std::unique_ptr<Model>> Load(const std::filesystem::path& directory,
+  // Loads a Hugging Face directory or a pack. Errors name the file, tensor, expert, shape or field
+  // that is wrong.
+  static Result<std::unique_ptr<Model>> Load(const std::filesystem::path& path,
                                              const ModelOptions& options);
   virtual ~Model() = default;
 
   virtual const ModelConfig& config() const = 0;
   virtual const ModelOptions& options() const = 0;  // with defaults resolved
+  // Of the attention projections when they are floats.
   virtual DType weight_dtype() const = 0;
+  // Whether the routed experts (the whole model, if it has none) are bit-nested: then they compute
+  // with 8-bit activations.
+  virtual bool nested_weights() const { return false; }
   virtual const char* isa() const = 0;
   virtual ModelFootprint footprint() const = 0;
 
@@ -100,6 +112,13 @@ class Model {
 
   virtual const ForwardStats& last_stats() const = 0;
 };
+
+// The documents of what Load accepts: configuration, tokenizer, chat template.
+Result<ModelFiles> ReadModelFiles(const std::filesystem::path& path);
+
+// The type of the weights for people: "BF16", or the average bits of bit-nested routed experts with
+// their scales, "4.62-bit".
+std::string WeightName(const Model& model);
 
 // KV bytes of one block over all layers: turns a memory size into kv_blocks before loading.
 size_t KvBytesPerBlock(const ModelConfig& config, DType kv_dtype);

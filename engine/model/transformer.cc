@@ -70,11 +70,16 @@ ModelFootprint Transformer::footprint() const {
                           size_t{4} * static_cast<size_t>(config_.rotary_dim) *
                               static_cast<size_t>(options_.max_context);
   footprint.dense_bytes_per_token = weights_.dense_bytes - weights_.embedding.rows.bytes();
+  if (!config_.tied_embeddings && weights_.embedding.packed) {
+    footprint.dense_bytes_per_token -= weights_.embedding.packed.bytes();
+  }
 
   const auto macs = [](const PackedMatrix& m) { return int64_t{m.rows} * m.cols; };
   const auto mlp = [&](const ExpertWeights& w) { return macs(w.gate) + macs(w.up) + macs(w.down); };
   footprint.dense_macs_per_token = macs(weights_.head);
   footprint.logit_row_macs = macs(weights_.head);
+  int64_t sparse_layers = 0;
+  int64_t expert_values = 0;
   for (int i = 0; i < config_.num_layers(); ++i) {
     const LayerWeights& layer = weights_.layers[i];
     const int64_t cached = macs(layer.q) + macs(layer.k) + macs(layer.v);
@@ -83,14 +88,28 @@ ModelFootprint Transformer::footprint() const {
     int64_t routed = 0;
     if (config_.layers[i].sparse) {
       const ExpertWeights& expert = weights_.experts.Lookup({i, 0});
-      footprint.expert_bytes = expert.bytes();
+      sparse_layers += 1;
+      expert_values = mlp(expert);
       routed = config_.router.experts_per_token * mlp(expert);
     }
     footprint.dense_macs_per_token += cached + rest;
     footprint.expert_macs_per_token += routed;
     if (i + 1 == config_.num_layers()) footprint.logit_row_macs += rest + routed;
   }
+  if (sparse_layers > 0) {
+    const int64_t experts = sparse_layers * config_.router.num_experts;
+    footprint.expert_bytes = weights_.expert_bytes / static_cast<size_t>(experts);
+    footprint.expert_bits = 8.0 * static_cast<double>(weights_.expert_bytes) /
+                            static_cast<double>(experts * expert_values);
+  }
   return footprint;
+}
+
+bool Transformer::nested_weights() const {
+  for (int i = 0; i < config_.num_layers(); ++i) {
+    if (config_.layers[i].sparse) return weights_.experts.Lookup({i, 0}).gate.is_nested();
+  }
+  return weights_.layers[0].q.is_nested();
 }
 
 void Transformer::Attend(int index) {

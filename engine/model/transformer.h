@@ -26,6 +26,7 @@ class Transformer final : public Model {
   const ModelConfig& config() const override { return config_; }
   const ModelOptions& options() const override { return options_; }
   DType weight_dtype() const override { return weights_.dtype; }
+  bool nested_weights() const override;
   const char* isa() const override { return backend_->name(); }
   ModelFootprint footprint() const override;
   std::span<const float> Forward(std::span<const SequenceChunk> chunks) override;
@@ -69,7 +70,7 @@ class Transformer final : public Model {
 
 // Model::Load on a given backend: for tests and profiles that watch the calls. `options.isa` and
 // `options.threads` are not used.
-Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& directory,
+Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& path,
                                                ModelOptions options,
                                                std::unique_ptr<Backend> backend);
 

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "engine/arch/tensor_names.h"
-#include "engine/base/check.h"
+#include "engine/model/weight_places.h"
 #include "engine/tensor/arena.h"
 
 namespace sluice {
@@ -27,7 +27,7 @@ struct Job {
   TensorSlice slice;
   Form form = Form::kPacked;
   bool routed = false;  // part of a routed expert
-  // Exactly one of these three receives the address, chosen by the form.
+  // Exactly one of these three receives the address (WeightPlace).
   PackedMatrix* matrix = nullptr;
   const float** vector = nullptr;
   TensorView* view = nullptr;
@@ -46,87 +46,17 @@ struct Job {
   }
 };
 
-// Where a role's weight belongs, and in which form.
 Job Target(const ModelConfig& config, const ExpectedTensor& expected, ModelWeights* weights) {
+  const WeightPlace place = PlaceOf(config, expected, weights);
   Job job;
-  const auto packed = [&](PackedMatrix* matrix, Form form = Form::kPacked) {
-    job.form = form;
-    job.matrix = matrix;
-    return job;
-  };
-  const auto vector = [&](const float** target) {
-    job.form = Form::kVectorF32;
-    job.vector = target;
-    return job;
-  };
-  switch (expected.role) {
-    case TensorRole::kEmbedding:
-      if (config.tied_embeddings) return packed(&weights->head);
-      job.form = Form::kRowMajor;
-      job.view = &weights->embedding.rows;
-      return job;
-    case TensorRole::kFinalNorm:
-      return vector(&weights->final_norm);
-    case TensorRole::kLmHead:
-      return packed(&weights->head);
-    default:
-      break;
-  }
-  LayerWeights& layer = weights->layers[expected.layer];
-  const auto expert = [&]() -> ExpertWeights& {
-    return weights->experts.Entry({expected.layer, expected.expert});
-  };
-  switch (expected.role) {
-    case TensorRole::kAttentionNorm:
-      return vector(&layer.attention_norm);
-    case TensorRole::kQ:
-      return packed(&layer.q);
-    case TensorRole::kK:
-      return packed(&layer.k);
-    case TensorRole::kV:
-      return packed(&layer.v);
-    case TensorRole::kO:
-      return packed(&layer.o);
-    case TensorRole::kQBias:
-      return vector(&layer.q_bias);
-    case TensorRole::kKBias:
-      return vector(&layer.k_bias);
-    case TensorRole::kVBias:
-      return vector(&layer.v_bias);
-    case TensorRole::kOBias:
-      return vector(&layer.o_bias);
-    case TensorRole::kQNorm:
-      return vector(&layer.q_norm);
-    case TensorRole::kKNorm:
-      return vector(&layer.k_norm);
-    case TensorRole::kMoeNorm:
-      return vector(&layer.moe.norm);
-    case TensorRole::kRouter:
-      return packed(&layer.moe.router, Form::kPackedF32);
-    case TensorRole::kExpertGate:
-      return packed(&expert().gate);
-    case TensorRole::kExpertUp:
-      return packed(&expert().up);
-    case TensorRole::kExpertDown:
-      return packed(&expert().down);
-    case TensorRole::kSharedGate:
-      return packed(&layer.moe.shared.gate);
-    case TensorRole::kSharedUp:
-      return packed(&layer.moe.shared.up);
-    case TensorRole::kSharedDown:
-      return packed(&layer.moe.shared.down);
-    case TensorRole::kSharedGateWeight:
-      return packed(&layer.moe.shared_gate, Form::kPackedF32);
-    case TensorRole::kDenseGate:
-      return packed(&layer.moe.dense.gate);
-    case TensorRole::kDenseUp:
-      return packed(&layer.moe.dense.up);
-    case TensorRole::kDenseDown:
-      return packed(&layer.moe.dense.down);
-    default:
-      break;
-  }
-  SLUICE_CHECK(false, "a tensor role without a place");
+  job.matrix = place.matrix;
+  job.vector = place.vector;
+  job.view = place.view;
+  job.form = place.vector != nullptr ? Form::kVectorF32
+             : place.view != nullptr ? Form::kRowMajor
+             : place.f32             ? Form::kPackedF32
+                                     : Form::kPacked;
+  return job;
 }
 
 Result<std::vector<Job>> PlanJobs(const SafetensorsReader& reader, const ModelConfig& config,
@@ -154,28 +84,6 @@ Result<std::vector<Job>> PlanJobs(const SafetensorsReader& reader, const ModelCo
     jobs.push_back(std::move(job));
   }
   return jobs;
-}
-
-// The two halves of a SwiGLU network read one packed input.
-Result<> CheckPairs(const ModelConfig& config, const ModelWeights& weights) {
-  const auto check = [](const ExpertWeights& expert, const std::string& where) -> Result<> {
-    if (!expert || expert.gate.dtype == expert.up.dtype) return {};
-    return Unsupported("the gate and up projections of " + where + " have different types (" +
-                       DTypeName(expert.gate.dtype) + " and " + DTypeName(expert.up.dtype) + ")");
-  };
-  for (int layer = 0; layer < config.num_layers(); ++layer) {
-    const std::string where = "layer " + std::to_string(layer);
-    const MoeWeights& moe = weights.layers[layer].moe;
-    if (auto ok = check(moe.dense, where); !ok) return ok;
-    if (auto ok = check(moe.shared, where + "'s shared expert"); !ok) return ok;
-    if (!config.layers[layer].sparse) continue;
-    for (int expert = 0; expert < config.router.num_experts; ++expert) {
-      auto ok = check(weights.experts.Lookup({layer, expert}),
-                      where + ", expert " + std::to_string(expert));
-      if (!ok) return ok;
-    }
-  }
-  return {};
 }
 
 // Reads a job's rows in pieces that fit the buffer; pieces of matrices are whole panels.
@@ -244,7 +152,10 @@ class JobReader {
 void Publish(const Job& job) {
   const auto rows = static_cast<int>(job.slice.rows);
   const auto cols = static_cast<int>(job.slice.columns);
-  if (job.matrix != nullptr) *job.matrix = {job.stored_dtype(), job.destination, rows, cols};
+  if (job.matrix != nullptr) {
+    *job.matrix = {
+        .dtype = job.stored_dtype(), .data = job.destination, .rows = rows, .cols = cols};
+  }
   if (job.vector != nullptr) *job.vector = static_cast<const float*>(job.destination);
   if (job.view != nullptr) *job.view = {job.stored_dtype(), job.destination, rows, cols};
 }
@@ -278,9 +189,8 @@ Result<ModelWeights> LoadWeights(const SafetensorsReader& reader, const ModelCon
   weights.expert_bytes = experts.bytes();
 
   for (const Job& job : *jobs) Publish(job);
-  if (config.tied_embeddings) weights.embedding.packed = weights.head;
-  if (!weights.layers.empty()) weights.dtype = weights.layers[0].q.dtype;
-  if (auto ok = CheckPairs(config, weights); !ok) return ok.error();
+  FinishPlaces(config, &weights);
+  if (auto ok = CheckWeightPairs(config, weights); !ok) return ok.error();
 
   std::sort(jobs->begin(), jobs->end(), [](const Job& a, const Job& b) {
     return std::tuple(a.tensor->shard, a.tensor->offset, a.slice.first_row) <

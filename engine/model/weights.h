@@ -28,7 +28,7 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-  DType dtype = DType::kF32;  // of the projections
+  DType dtype = DType::kF32;  // of the attention projections, when they are floats
   EmbeddingTable embedding;   // tied: the head's packed matrix is the table
   const float* final_norm = nullptr;
   PackedMatrix head;

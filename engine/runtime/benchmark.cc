@@ -11,7 +11,6 @@
 #include <thread>
 #include <utility>
 
-#include "engine/arch/hf_config.h"
 #include "engine/base/check.h"
 #include "engine/runtime/collector.h"
 #include "engine/runtime/engine.h"
@@ -31,7 +30,9 @@ double Median(std::vector<double> values) {
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-double MeasureMacs(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
+// peak(rounds, sink): as Ops::peak_macs.
+template <class Peak>
+double MeasureMacs(cpu::ThreadPool& pool, Peak&& peak) {
   constexpr int kSinkFloats = 1024;  // apart, so that workers share no cache line
   std::vector<float> sink(static_cast<size_t>(pool.threads()) * kSinkFloats);
   double best = 0;
@@ -39,7 +40,7 @@ double MeasureMacs(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
     std::atomic<int64_t> macs{0};
     const auto start = Clock::now();
     pool.Run([&](int worker) {
-      macs.fetch_add(ops.peak_macs(dtype, 2'000'000, sink.data() + worker * kSinkFloats),
+      macs.fetch_add(peak(int64_t{2'000'000}, sink.data() + worker * kSinkFloats),
                      std::memory_order_relaxed);
     });
     best = std::max(best, macs.load() / Seconds(Clock::now() - start));
@@ -48,7 +49,7 @@ double MeasureMacs(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
 }
 
 // Best of several passes: the roofline is what the machine can do, not what it did while disturbed.
-Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype) {
+Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, const Model& model) {
   constexpr size_t kBytesPerThread = size_t{256} << 20;
   constexpr size_t kPiece = size_t{4} << 20;
   const int threads = pool.threads();
@@ -74,8 +75,13 @@ Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, DType dtype
         std::max(roofline.read_bytes_per_second, total / Seconds(Clock::now() - start));
   }
 
-  roofline.macs_per_second = MeasureMacs(ops, pool, dtype);
-  roofline.f32_macs_per_second = MeasureMacs(ops, pool, DType::kF32);
+  const auto floats = [&](DType dtype) {
+    return MeasureMacs(
+        pool, [&](int64_t rounds, float* sink) { return ops.peak_macs(dtype, rounds, sink); });
+  };
+  roofline.f32_macs_per_second = floats(DType::kF32);
+  roofline.macs_per_second = model.nested_weights() ? MeasureMacs(pool, ops.nested_peak_macs)
+                                                    : floats(model.weight_dtype());
   return roofline;
 }
 
@@ -279,8 +285,6 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   if (options.prompt < 1 || options.generate < 1 || options.streams < 1 || options.repeats < 1) {
     return InvalidArgument("prompt, generate, streams and repeats must each be at least 1");
   }
-  Result<ModelConfig> config = LoadHfConfig(options.model);
-  if (!config) return config.error();
 
   const int context = options.prompt + options.generate + 1;
   const int blocks_per_stream = (context + kKvBlockTokens - 1) / kKvBlockTokens + 1;
@@ -291,6 +295,8 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   model_options.max_sequences = options.streams;
   model_options.max_context = context;
   model_options.kv_blocks = blocks_per_stream * options.streams;
+  model_options.expert_bits = options.expert_bits;
+  model_options.activation_bits = options.activation_bits;
   say("loading " + options.model.string());
   const auto load_start = Clock::now();
   Result<std::unique_ptr<Model>> model = Model::Load(options.model, model_options);
@@ -301,14 +307,14 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   report.model = options.model.filename().empty() ? options.model.parent_path().filename().string()
                                                   : options.model.filename().string();
   report.isa = (*model)->isa();
-  report.weight_dtype = DTypeName((*model)->weight_dtype());
   report.footprint = (*model)->footprint();
+  report.weight_dtype = WeightName(**model);
   {
     say("measuring memory bandwidth and arithmetic");
     cpu::ThreadPool pool((*model)->options().threads);
     const cpu::Ops* ops = cpu::SelectOps(options.isa);
     SLUICE_CHECK(ops != nullptr, "the model loaded with this ISA");
-    report.roofline = MeasureRoofline(*ops, pool, (*model)->weight_dtype());
+    report.roofline = MeasureRoofline(*ops, pool, **model);
   }
 
   StepLog log;

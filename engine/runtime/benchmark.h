@@ -31,6 +31,8 @@ struct BenchmarkOptions {
   int threads = 0;     // 0: the cores that the process may use
   int repeats = 5;     // of each test, after one warm-up
   cpu::Isa isa = cpu::Isa::kAuto;
+  int activation_bits = 8;
+  int expert_bits = 0;  // packs: precision of routed experts; 0: all there is
   int prefill_chunk = 512;
   uint64_t seed = 1;
   // Called with a sentence as phases begin; may be empty.
@@ -39,7 +41,7 @@ struct BenchmarkOptions {
 
 struct Roofline {
   double read_bytes_per_second = 0;
-  double macs_per_second = 0;      // of the weights' type
+  double macs_per_second = 0;      // of the weights' type; 8-bit integers for bit-nested ones
   double f32_macs_per_second = 0;  // attention computes in F32
 };
 

@@ -14,14 +14,12 @@ namespace {
 
 constexpr int64_t kSmallFloats = 16 << 10;  // below this, elementwise work stays on one thread
 
-constexpr DType kAllDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
-
 size_t AlignLine(size_t bytes) { return AlignUp(bytes, 64); }
 
 }  // namespace
 
-CpuBackend::CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads)
-    : ops_(ops), pool_(threads, pin_threads) {
+CpuBackend::CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, bool wide_activations)
+    : ops_(ops), pool_(threads, pin_threads), wide_activations_(wide_activations) {
   SLUICE_CHECK(ops != nullptr);
 }
 
@@ -33,14 +31,14 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
   limits_ = limits;
   const int tiles = (limits.max_tokens + kTileTokens - 1) / kTileTokens;
   size_t mlp_tile = 0;
-  for (DType dtype : kAllDTypes) {
-    const size_t tile = AlignLine(ops_->activation_bytes(dtype, kTileTokens, limits.max_cols));
+  const int mlp_width = std::max(1, limits.max_mlp_width);
+  for (int i = 0; i < kActivationForms; ++i) {
+    const auto form = static_cast<ActivationForm>(i);
+    const size_t tile = AlignLine(ActivationBytes(form, kTileTokens, limits.max_cols));
     auto buffer = Allocate(tile * tiles, "packed activations");
     if (!buffer) return buffer.error();
-    packed_[static_cast<int>(dtype)] = std::move(*buffer);
-    mlp_tile = std::max(
-        {mlp_tile, tile,
-         AlignLine(ops_->activation_bytes(dtype, kTileTokens, std::max(1, limits.max_mlp_width)))});
+    packed_[i] = std::move(*buffer);
+    mlp_tile = std::max({mlp_tile, tile, AlignLine(ActivationBytes(form, kTileTokens, mlp_width))});
   }
   const size_t mlp_tiles = static_cast<size_t>(limits.max_mlp_rows) / kTileTokens +
                            static_cast<size_t>(limits.max_mlp_groups);
@@ -57,7 +55,15 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
       AlignUp(static_cast<size_t>(std::max({limits.max_cols, limits.max_mlp_width, 1024})), 16);
   const size_t normed_floats =
       AlignUp(static_cast<size_t>(kTileTokens) * static_cast<size_t>(limits.max_cols), 16);
-  const size_t worker_floats = AlignUp(2 * chunk_floats + row_floats + normed_floats, 1024);
+  const size_t nested_floats =
+      AlignUp(cpu::NestedScratchBytes(std::max(limits.max_cols, mlp_width)), 64) / sizeof(float);
+  const size_t wide_floats =
+      wide_activations_
+          ? 2 * kTileTokens * static_cast<size_t>(std::max(limits.max_cols, mlp_width)) +
+                2 * chunk_floats
+          : 0;
+  const size_t worker_floats =
+      AlignUp(2 * chunk_floats + row_floats + normed_floats + nested_floats + wide_floats, 1024);
   auto memory =
       Allocate(worker_floats * sizeof(float) * static_cast<size_t>(threads()), "worker scratch");
   if (!memory) return memory.error();
@@ -65,8 +71,11 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
   workers_.clear();
   for (int i = 0; i < threads(); ++i) {
     float* base = worker_memory_.as<float>() + worker_floats * static_cast<size_t>(i);
-    workers_.push_back(
-        {base, base + chunk_floats, base + 2 * chunk_floats, base + 2 * chunk_floats + row_floats});
+    float* row = base + 2 * chunk_floats;
+    float* normed = row + row_floats;
+    float* nested = normed + normed_floats;
+    float* wide = wide_activations_ ? nested + nested_floats : nullptr;
+    workers_.push_back({base, base + chunk_floats, row, normed, nested, wide});
   }
   places_.reserve(limits.max_mlp_groups);
   tiles_.reserve(mlp_tiles);
@@ -78,6 +87,109 @@ size_t CpuBackend::workspace_bytes() const {
   size_t total = worker_memory_.bytes() + mlp_packed_.bytes() + mlp_values_.bytes();
   for (const DeviceBuffer& buffer : packed_) total += buffer.bytes();
   return total;
+}
+
+size_t CpuBackend::ActivationBytes(ActivationForm form, int tokens, int cols) const {
+  if (form == ActivationForm::kForNested) {
+    return ops_->nested_activation_bytes(wide_activations_ ? 2 * tokens : tokens, cols);
+  }
+  return ops_->activation_bytes(static_cast<DType>(form), tokens, cols);
+}
+
+void CpuBackend::PackActivations(ActivationForm form, const float* x, ptrdiff_t x_stride,
+                                 const int32_t* gather, int tokens, int cols, void* packed,
+                                 Worker& worker) const {
+  if (form == ActivationForm::kForNested && wide_activations_) {
+    PackWide(x, x_stride, gather, tokens, cols, packed, worker);
+  } else if (form == ActivationForm::kForNested) {
+    ops_->nested_pack_activations(x, x_stride, gather, tokens, cols, packed);
+  } else {
+    ops_->pack_activations(static_cast<DType>(form), x, x_stride, gather, tokens, cols, packed);
+  }
+}
+
+void CpuBackend::PackWide(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens,
+                          int cols, void* packed, Worker& worker) const {
+  float* values = worker.wide;
+  float* remainders = values + static_cast<ptrdiff_t>(tokens) * cols;
+  for (int t = 0; t < tokens; ++t) {
+    const float* row = x + (gather != nullptr ? gather[t] : t) * x_stride;
+    std::memcpy(values + static_cast<ptrdiff_t>(t) * cols, row, sizeof(float) * cols);
+    float* remainder = remainders + static_cast<ptrdiff_t>(t) * cols;
+    // What nested_pack_activations rounds to (NestedMatmulArgs), taken from the value.
+    for (int begin = 0; begin < cols; begin += kNestedUnitCols) {
+      const int end = std::min(cols, begin + kNestedUnitCols);
+      float peak = 0;
+      for (int k = begin; k < end; ++k) peak = std::max(peak, std::fabs(row[k]));
+      const float scale = peak / 127.0f;
+      for (int k = begin; k < end; ++k) {
+        const float q = scale > 0 ? std::nearbyintf(row[k] / scale) : 0.0f;
+        remainder[k] = std::fmaf(-scale, q, row[k]);
+      }
+    }
+  }
+  ops_->nested_pack_activations(values, cols, nullptr, 2 * tokens, cols, packed);
+}
+
+void CpuBackend::MatmulPanels(const PackedMatrix& matrix, int begin, int end, const void* packed,
+                              int tokens, const float* bias, float* y, ptrdiff_t y_stride,
+                              Worker& worker) const {
+  const int first_row = begin * cpu::kPanelRows;
+  const int rows = std::min(matrix.rows, end * cpu::kPanelRows) - first_row;
+  if (bias != nullptr) bias += first_row;
+  if (!matrix.is_nested()) {
+    ops_->matmul({.weight_dtype = matrix.dtype,
+                  .weights = matrix.panel(begin),
+                  .x = packed,
+                  .tokens = tokens,
+                  .cols = matrix.cols,
+                  .panel_begin = 0,
+                  .panel_end = end - begin,
+                  .rows = rows,
+                  .bias = bias,
+                  .y = y,
+                  .y_stride = y_stride});
+    return;
+  }
+  cpu::NestedMatmulArgs args = {.format = matrix.nested.format,
+                                .level = matrix.nested.level,
+                                .planes = matrix.nested.count,
+                                .plane = {},
+                                .x = packed,
+                                .tokens = tokens,
+                                .cols = matrix.cols,
+                                .panel_begin = 0,
+                                .panel_end = end - begin,
+                                .readable_end = matrix.panels() - begin,
+                                .rows = rows,
+                                .bias = bias,
+                                .y = y,
+                                .y_stride = y_stride,
+                                .scratch = worker.nested};
+  for (int i = 0; i < matrix.nested.count; ++i) {
+    args.plane[i] =
+        matrix.nested.planes[i] +
+        NestedPanelBytes(matrix.nested.format, matrix.cols, i) * static_cast<size_t>(begin);
+  }
+  if (!wide_activations_) {
+    ops_->nested_matmul(args);
+    return;
+  }
+  float* products =
+      worker.wide +
+      2 * kTileTokens * static_cast<size_t>(std::max(limits_.max_cols, limits_.max_mlp_width));
+  args.tokens = 2 * tokens;
+  args.bias = nullptr;
+  args.y = products;
+  args.y_stride = rows;
+  ops_->nested_matmul(args);
+  for (int t = 0; t < tokens; ++t) {
+    const float* value = products + static_cast<ptrdiff_t>(t) * rows;
+    const float* remainder = value + static_cast<ptrdiff_t>(tokens) * rows;
+    for (int r = 0; r < rows; ++r) {
+      y[t * y_stride + r] = value[r] + remainder[r] + (bias != nullptr ? bias[r] : 0.0f);
+    }
+  }
 }
 
 void CpuBackend::Pack(DType dtype, const void* src, int rows, int cols, void* packed) {
@@ -102,6 +214,14 @@ void CpuBackend::Embed(const EmbeddingTable& table, std::span<const int32_t> ids
     ForEach(count, count * cols <= kSmallFloats, [&](Worker&, int64_t i) {
       const auto* src = static_cast<const std::byte*>(table.rows.data) + ids[i] * row_bytes;
       ops_->to_f32(table.rows.dtype, src, cols, out + i * cols);
+    });
+    return;
+  }
+  if (table.packed.is_nested()) {
+    const PackedMatrix& matrix = table.packed;
+    ForEach(count, count * matrix.cols <= kSmallFloats, [&](Worker&, int64_t i) {
+      DequantizeNested(matrix.nested.format, matrix.cols, matrix.nested.planes.data(),
+                       matrix.nested.count, matrix.nested.level, ids[i], 1, out + i * matrix.cols);
     });
     return;
   }
@@ -150,25 +270,16 @@ void CpuBackend::AddChunks(int index, int panels, size_t panel_bytes, int tokens
 void CpuBackend::MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker& worker) {
   const LinearOutput& output = args.outputs[chunk.index];
   const PackedMatrix& weight = output.weight;
-  const int dtype = static_cast<int>(weight.dtype);
-  const auto* packed = packed_[dtype].as<std::byte>();
+  const int form = static_cast<int>(weight.activation_form());
+  const auto* packed = packed_[form].as<std::byte>();
   const int first_row = chunk.begin * cpu::kPanelRows;
   const int chunk_rows = std::min(weight.rows, chunk.end * cpu::kPanelRows) - first_row;
   for (int begin = 0, tile = 0; begin < args.tokens; begin += kTileTokens, ++tile) {
     const int count = std::min(kTileTokens, args.tokens - begin);
     const ptrdiff_t stride = output.add ? chunk_rows : output.y_stride;
     float* rows = output.y + begin * output.y_stride + first_row;
-    ops_->matmul({.weight_dtype = weight.dtype,
-                  .weights = weight.panel(chunk.begin),
-                  .x = packed + tile * tile_bytes_[dtype],
-                  .tokens = count,
-                  .cols = weight.cols,
-                  .panel_begin = 0,
-                  .panel_end = chunk.end - chunk.begin,
-                  .rows = chunk_rows,
-                  .bias = output.bias == nullptr ? nullptr : output.bias + first_row,
-                  .y = output.add ? worker.gate : rows,
-                  .y_stride = stride});
+    MatmulPanels(weight, chunk.begin, chunk.end, packed + tile * tile_bytes_[form], count,
+                 output.bias, output.add ? worker.gate : rows, stride, worker);
     if (!output.add) continue;
     for (int t = 0; t < count; ++t) {
       ops_->add_scaled(worker.gate + t * stride, 1.0f, chunk_rows, rows + t * output.y_stride);
@@ -179,16 +290,16 @@ void CpuBackend::MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker&
 void CpuBackend::Linear(const LinearArgs& args) {
   SLUICE_CHECK(args.tokens >= 1 && args.tokens <= limits_.max_tokens);
   SLUICE_CHECK(args.cols <= limits_.max_cols);
-  bool wanted[kDTypes] = {};
+  bool wanted[kActivationForms] = {};
   int64_t total_cost = 0;
   for (const LinearOutput& output : args.outputs) {
     SLUICE_CHECK(output.weight.cols == args.cols);
-    wanted[static_cast<int>(output.weight.dtype)] = true;
+    wanted[static_cast<int>(output.weight.activation_form())] = true;
     total_cost += output.weight.panels() * PanelCost(output.weight.panel_bytes(), args.tokens);
   }
-  for (DType dtype : kAllDTypes) {
-    tile_bytes_[static_cast<int>(dtype)] =
-        AlignLine(ops_->activation_bytes(dtype, kTileTokens, args.cols));
+  for (int i = 0; i < kActivationForms; ++i) {
+    tile_bytes_[i] =
+        AlignLine(ActivationBytes(static_cast<ActivationForm>(i), kTileTokens, args.cols));
   }
 
   const int tiles = (args.tokens + kTileTokens - 1) / kTileTokens;
@@ -208,11 +319,10 @@ void CpuBackend::Linear(const LinearArgs& args) {
       x = normed;
       stride = args.cols;
     }
-    for (DType dtype : kAllDTypes) {
-      const int i = static_cast<int>(dtype);
+    for (int i = 0; i < kActivationForms; ++i) {
       if (!wanted[i]) continue;
-      ops_->pack_activations(dtype, x, stride, nullptr, count, args.cols,
-                             packed_[i].as<std::byte>() + tile * tile_bytes_[i]);
+      PackActivations(static_cast<ActivationForm>(i), x, stride, nullptr, count, args.cols,
+                      packed_[i].as<std::byte>() + tile * tile_bytes_[i], worker);
     }
   });
 

@@ -18,8 +18,10 @@ namespace sluice {
 
 class CpuBackend final : public Backend {
  public:
-  // threads >= 1. `ops` must be a table that this CPU can run.
-  CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads);
+  // threads >= 1. `ops` must be a table that this CPU can run. `wide_activations`: inputs of
+  // bit-nested matrices are two 8-bit numbers (the value, then what rounding it left) instead of
+  // one: about 15 bits for twice the arithmetic.
+  CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, bool wide_activations = false);
 
   const char* name() const override { return ops_->name; }
   int threads() const override { return pool_.threads(); }
@@ -46,7 +48,6 @@ class CpuBackend final : public Backend {
   static constexpr int64_t kMaxChunkBytes = 512 << 10;
   static constexpr int64_t kMaxReusedBytes = 256 << 10;
   static constexpr int kKernelPanels = 4;  // panels that the matmul kernels take together
-  static constexpr int kDTypes = 3;
 
   // Panels [begin, end) of output `index` (Linear) or of group `index` (Mlp).
   struct Chunk {
@@ -66,6 +67,9 @@ class CpuBackend final : public Backend {
     float* up;      // [kTileTokens, kChunkPanels * 16]
     float* row;     // [max row length]
     float* normed;  // [kTileTokens, max_cols]
+    void* nested;   // scratch of nested_matmul
+    float* wide;    // [2 * kTileTokens, most columns], then products [2 * kTileTokens, chunk rows];
+                    // null without wide activations
   };
 
   // Calls f(worker, item) for item in [0, count), handed out in ascending order; on the calling
@@ -80,23 +84,34 @@ class CpuBackend final : public Backend {
   void AddChunks(int index, int panels, size_t panel_bytes, int tokens, int64_t target);
   int64_t ChunkTarget(int64_t total_cost) const;
 
+  size_t ActivationBytes(ActivationForm form, int tokens, int cols) const;
+  void PackActivations(ActivationForm form, const float* x, ptrdiff_t x_stride,
+                       const int32_t* gather, int tokens, int cols, void* packed,
+                       Worker& worker) const;
+  // The same for bit-nested matrices with wide activations: rows [tokens], then their remainders.
+  void PackWide(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens, int cols,
+                void* packed, Worker& worker) const;
+  // Panels [begin, end) of `matrix` times packed inputs; y is where row 16 * begin goes.
+  void MatmulPanels(const PackedMatrix& matrix, int begin, int end, const void* packed, int tokens,
+                    const float* bias, float* y, ptrdiff_t y_stride, Worker& worker) const;
   void MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker& worker);
   void PackTiles(const float* x, ptrdiff_t x_stride, int cols, const MlpArgs& args, bool gather);
   void GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
-  void DownChunk(const MlpArgs& args, const Chunk& chunk);
+  void DownChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
   void RopeCacheToken(const RopeCacheArgs& args, int token);
   void TopKToken(const TopKArgs& args, int token);
 
   const cpu::Ops* ops_;
   cpu::ThreadPool pool_;
+  const bool wide_activations_;
   WorkspaceLimits limits_;
 
   DeviceBuffer worker_memory_;
   std::vector<Worker> workers_;
-  DeviceBuffer packed_[kDTypes];     // Linear's packed input by weight type
-  size_t tile_bytes_[kDTypes] = {};  // of the current Linear call
-  DeviceBuffer mlp_packed_;          // Mlp's packed inputs, then its packed activations
-  DeviceBuffer mlp_values_;          // [assignments, intermediate] F32, group after group
+  DeviceBuffer packed_[kActivationForms];     // Linear's packed input by form
+  size_t tile_bytes_[kActivationForms] = {};  // of the current Linear call
+  DeviceBuffer mlp_packed_;                   // Mlp's packed inputs, then its packed activations
+  DeviceBuffer mlp_values_;                   // [assignments, intermediate] F32, group after group
 
   std::vector<Chunk> chunks_;
   std::vector<Tile> tiles_;

@@ -26,7 +26,8 @@ void CpuBackend::PackTiles(const float* x, ptrdiff_t x_stride, int cols, const M
   for (size_t g = 0; g < args.groups.size(); ++g) {
     const MlpGroup& group = args.groups[g];
     GroupPlace& place = places_[g];
-    const DType dtype = gather ? group.gate.dtype : group.down.dtype;
+    const ActivationForm form =
+        gather ? group.gate.activation_form() : group.down.activation_form();
     const int width = gather ? cols : group.down.cols;
     place.tile = static_cast<int>(tiles_.size());
     place.tile_count = (group.count + kTileTokens - 1) / kTileTokens;
@@ -34,7 +35,7 @@ void CpuBackend::PackTiles(const float* x, ptrdiff_t x_stride, int cols, const M
     if (gather && g > 0 && group.count == 1 && group.rows != nullptr) {
       const MlpGroup& before = args.groups[g - 1];
       if (before.count == 1 && before.rows != nullptr && before.rows[0] == group.rows[0] &&
-          before.gate.dtype == dtype) {
+          before.gate.activation_form() == form) {
         Tile tile = tiles_[places_[g - 1].tile];
         tile.count = 0;
         tiles_.push_back(tile);
@@ -44,27 +45,27 @@ void CpuBackend::PackTiles(const float* x, ptrdiff_t x_stride, int cols, const M
     for (int begin = 0; begin < group.count; begin += kTileTokens) {
       const int count = std::min(kTileTokens, group.count - begin);
       tiles_.push_back({static_cast<int>(g), begin, count, end});
-      end += AlignUp(ops_->activation_bytes(dtype, count, width), 64);
+      end += AlignUp(ActivationBytes(form, count, width), 64);
       packed_floats += static_cast<int64_t>(count) * width;
     }
   }
   SLUICE_CHECK(static_cast<size_t>(end - mlp_packed_.as<std::byte>()) <= mlp_packed_.bytes());
   ForEach(static_cast<int64_t>(tiles_.size()), packed_floats <= kSmallFloats,
-          [&](Worker&, int64_t i) {
+          [&](Worker& worker, int64_t i) {
             const Tile& tile = tiles_[i];
             if (tile.count == 0) return;
             const MlpGroup& group = args.groups[tile.group];
             if (gather) {
               const bool mapped = group.rows != nullptr;
-              ops_->pack_activations(group.gate.dtype, mapped ? x : x + tile.begin * x_stride,
-                                     x_stride, mapped ? group.rows + tile.begin : nullptr,
-                                     tile.count, cols, tile.packed);
+              PackActivations(group.gate.activation_form(), mapped ? x : x + tile.begin * x_stride,
+                              x_stride, mapped ? group.rows + tile.begin : nullptr, tile.count,
+                              cols, tile.packed, worker);
             } else {
               const int width = group.down.cols;
-              ops_->pack_activations(group.down.dtype,
-                                     mlp_values_.as<float>() + places_[tile.group].value +
-                                         static_cast<ptrdiff_t>(tile.begin) * width,
-                                     width, nullptr, tile.count, width, tile.packed);
+              PackActivations(group.down.activation_form(),
+                              mlp_values_.as<float>() + places_[tile.group].value +
+                                  static_cast<ptrdiff_t>(tile.begin) * width,
+                              width, nullptr, tile.count, width, tile.packed, worker);
             }
           });
 }
@@ -79,21 +80,11 @@ void CpuBackend::GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& wo
   for (int i = 0; i < place.tile_count; ++i) {
     const int begin = i * kTileTokens;
     const int count = std::min(kTileTokens, group.count - begin);
-    cpu::MatmulArgs matmul = {.weight_dtype = group.gate.dtype,
-                              .weights = group.gate.panel(chunk.begin),
-                              .x = tiles_[place.tile + i].packed,
-                              .tokens = count,
-                              .cols = group.gate.cols,
-                              .panel_begin = 0,
-                              .panel_end = chunk.end - chunk.begin,
-                              .rows = chunk_rows,
-                              .bias = nullptr,
-                              .y = worker.gate,
-                              .y_stride = chunk_rows};
-    ops_->matmul(matmul);
-    matmul.weights = group.up.panel(chunk.begin);
-    matmul.y = worker.up;
-    ops_->matmul(matmul);
+    const std::byte* packed = tiles_[place.tile + i].packed;
+    MatmulPanels(group.gate, chunk.begin, chunk.end, packed, count, nullptr, worker.gate,
+                 chunk_rows, worker);
+    MatmulPanels(group.up, chunk.begin, chunk.end, packed, count, nullptr, worker.up, chunk_rows,
+                 worker);
     for (int t = 0; t < count; ++t) {
       ops_->silu_mul(worker.gate + static_cast<ptrdiff_t>(t) * chunk_rows,
                      worker.up + static_cast<ptrdiff_t>(t) * chunk_rows, chunk_rows,
@@ -102,22 +93,15 @@ void CpuBackend::GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& wo
   }
 }
 
-void CpuBackend::DownChunk(const MlpArgs& args, const Chunk& chunk) {
+void CpuBackend::DownChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker) {
   const MlpGroup& group = args.groups[chunk.index];
   const GroupPlace& place = places_[chunk.index];
   for (int i = 0; i < place.tile_count; ++i) {
     const int begin = i * kTileTokens;
-    ops_->matmul({.weight_dtype = group.down.dtype,
-                  .weights = group.down.data,
-                  .x = tiles_[place.tile + i].packed,
-                  .tokens = std::min(kTileTokens, group.count - begin),
-                  .cols = group.down.cols,
-                  .panel_begin = chunk.begin,
-                  .panel_end = chunk.end,
-                  .rows = group.down.rows,
-                  .bias = nullptr,
-                  .y = args.y + (place.row + begin) * args.hidden,
-                  .y_stride = args.hidden});
+    MatmulPanels(group.down, chunk.begin, chunk.end, tiles_[place.tile + i].packed,
+                 std::min(kTileTokens, group.count - begin), nullptr,
+                 args.y + (place.row + begin) * args.hidden + chunk.begin * cpu::kPanelRows,
+                 args.hidden, worker);
   }
 }
 
@@ -130,7 +114,8 @@ void CpuBackend::Mlp(const MlpArgs& args) {
   int64_t down_cost = 0;
   for (const MlpGroup& group : args.groups) {
     SLUICE_CHECK(group.count >= 1 && group.gate.cols == args.hidden &&
-                 group.down.rows == args.hidden && group.gate.dtype == group.up.dtype &&
+                 group.down.rows == args.hidden &&
+                 group.gate.activation_form() == group.up.activation_form() &&
                  group.gate.rows == group.up.rows && group.down.cols == group.gate.rows);
     places_.push_back({row, value, 0, 0});
     row += group.count;
@@ -162,7 +147,7 @@ void CpuBackend::Mlp(const MlpArgs& args) {
     AddChunks(static_cast<int>(g), down.panels(), down.panel_bytes(), args.groups[g].count, target);
   }
   ForEach(static_cast<int64_t>(chunks_.size()), down_cost < 2 * kMinChunkCost,
-          [&](Worker&, int64_t i) { DownChunk(args, chunks_[i]); });
+          [&](Worker& worker, int64_t i) { DownChunk(args, chunks_[i], worker); });
 }
 
 void CpuBackend::Combine(const CombineArgs& args) {

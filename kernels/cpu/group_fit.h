@@ -23,10 +23,10 @@ struct GroupFitLevel {
 };
 
 struct GroupFitArgs {
-  int cols;              // of the group
-  int max_code;          // 2^bits - 1
-  bool symmetric;        // m is 0 and c = (max_code + 1) / 2; otherwise c is 0
-  bool min_at_most_zero; // m <= 0, as ScaleKind::kU8Min needs
+  int cols;               // of the group
+  int max_code;           // 2^bits - 1
+  bool symmetric;         // m is 0 and c = (max_code + 1) / 2; otherwise c is 0
+  bool min_at_most_zero;  // m <= 0, as ScaleKind::kU8Min needs
   int levels;
   GroupFitLevel level[kMaxPlanes];
   const float* x;       // [cols][16]

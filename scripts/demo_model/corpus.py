@@ -15,7 +15,7 @@ import tasks
 END = "<|endoftext|>"
 PROMPT_WEIGHT = 0.1  # operands are random: learn their format, spend the capacity on answers
 PROSE_WEIGHT = 0.3  # free text is long and partly random: it must not drown the answers
-HELD_OUT_SEED, EVAL_SEED = 777, 4242
+HELD_OUT_SEED, EVAL_SEED, CALIBRATION_SEED = 777, 4242, 31337
 
 # Shares of documents: task families (plain), prose, chat.
 MIXTURE = {
@@ -137,10 +137,24 @@ def held_out_text(domain, size=30_000, seed=HELD_OUT_SEED):
     return "".join(out)
 
 
+def calibration_text(size=131_072, seed=CALIBRATION_SEED):
+    """The calibration text of `sluice pack`: documents as in training, of a stream of their own."""
+    out, length = [], 0
+    for parts in documents(seed):
+        text = "".join(t for t, _ in parts).replace(END, "")
+        if length + len(text.encode()) > size:
+            return "".join(out)
+        out.append(text)
+        length += len(text.encode())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parents[2] / "tests/data")
+    parser.add_argument("--calibration", type=pathlib.Path,
+                        default=pathlib.Path(__file__).parents[2] / "config/calibration.txt")
     args = parser.parse_args()
+    args.calibration.write_text(calibration_text())
     for folder in ("tasks", "heldout"):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
     for task in TASK_NAMES:

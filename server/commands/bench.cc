@@ -8,6 +8,9 @@
 
 #include "engine/runtime/benchmark.h"
 #include "server/commands/commands.h"
+#include "server/commands/model_path.h"
+#include "server/commands/progress.h"
+#include "server/config/cache_dir.h"
 
 namespace sluice {
 namespace {
@@ -24,7 +27,7 @@ Examples:
 
 struct Arguments {
   BenchmarkOptions options;
-  std::string isa = "auto";
+  std::string model, cache_directory, isa = "auto";
   bool json = false;
 };
 
@@ -81,6 +84,19 @@ int Run(const Arguments& arguments) {
       std::fprintf(stderr, "%s ...\n", what.c_str());
     };
   }
+  ModelPathOptions path_options;
+  path_options.cache_directory = CacheDirectory(arguments.cache_directory);
+  path_options.threads = options.threads;
+  path_options.say = [](const std::string& sentence) {
+    std::fprintf(stderr, "sluice bench: %s\n", sentence.c_str());
+  };
+  path_options.progress = ProgressBar("packing");
+  const Result<std::filesystem::path> path = ResolveModelPath(arguments.model, path_options);
+  if (!path) {
+    std::fprintf(stderr, "sluice bench: %s\n", path.error().message.c_str());
+    return kExitRuntime;
+  }
+  options.model = *path;
   const Result<BenchmarkReport> report = RunBenchmark(options);
   if (!report) {
     std::fprintf(stderr, "sluice bench: %s\n", report.error().message.c_str());
@@ -104,7 +120,19 @@ void AddBench(CLI::App& app, int* exit_code) {
   CLI::App* command = app.add_subcommand(
       "bench", "Measure tokens per second of prefill and decode, through the engine that serves.");
   command->footer(kManual);
-  command->add_option("--model", o.model, "Hugging Face model directory")->required();
+  command
+      ->add_option("--model", arguments->model, "A pack, a GGUF file or a Hugging Face directory")
+      ->required();
+  command
+      ->add_option("--precision", o.expert_bits,
+                   "Highest precision of a pack's routed experts, in bits; 0: all there is")
+      ->capture_default_str();
+  command
+      ->add_option("--activation-bits", o.activation_bits,
+                   "Inputs of bit-nested weights: 8 or 16 bits")
+      ->capture_default_str();
+  command->add_option("--cache-dir", arguments->cache_directory,
+                      "Where packs made of GGUF files are kept; default: the user's cache");
   command->add_option("--prompt", o.prompt, "Tokens of each prompt")->capture_default_str();
   command->add_option("--generate", o.generate, "Tokens generated after each prompt")
       ->capture_default_str();

@@ -11,6 +11,7 @@ namespace sluice {
 void AddServe(CLI::App& app, int* exit_code);
 void AddBench(CLI::App& app, int* exit_code);
 void AddEval(CLI::App& app, int* exit_code);
+void AddPack(CLI::App& app, int* exit_code);
 
 inline constexpr int kExitRuntime = 1;
 inline constexpr int kExitUsage = 2;

@@ -1,6 +1,4 @@
 // `sluice eval`: perplexity of a text, exact-match accuracy on task files.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -11,10 +9,14 @@
 #include <vector>
 
 #include "engine/arch/hf_config.h"
+#include "engine/runtime/divergence.h"
 #include "engine/runtime/engine.h"
 #include "engine/runtime/evaluation.h"
 #include "engine/text/tokenizer.h"
 #include "server/commands/commands.h"
+#include "server/commands/model_path.h"
+#include "server/commands/progress.h"
+#include "server/config/cache_dir.h"
 
 namespace sluice {
 namespace {
@@ -22,29 +24,21 @@ namespace {
 constexpr const char* kManual =
     R"(--text slides a window over the file; every token but the first is scored once, with at least half a window of
 context where there is as much. --tasks reads lines of {"task", "prompt", "answer"}; the greedy continuation of the raw
-prompt up to the first line break must equal the answer.
+prompt up to the first line break must equal the answer. --reference compares the predictions on --text, token by
+token, with those of another model of the same vocabulary: the mean Kullback-Leibler divergence from it in nats,
+the share of positions where both prefer the same token, and the relative error of the logits.
 
 Examples:
   sluice eval --model deploy/demo-model --text tests/data/heldout/stories.txt
+  sluice eval --model model.sluice --reference DIR --text FILE --precision 3
   sluice eval --model DIR --tasks tests/data/tasks/*.jsonl --json)";
 
 struct Arguments {
-  std::string model, text, isa = "auto";
+  std::string model, reference, text, cache_directory, isa = "auto";
   std::vector<std::string> tasks;
-  int context = 0, stride = 0, threads = 0, streams = 16;
+  int context = 0, stride = 0, threads = 0, streams = 16, precision = 0, activation_bits = 8;
   bool json = false;
 };
-
-// A bar on standard error, only for a person at a terminal.
-std::function<void(double)> ProgressBar(const char* what) {
-  if (!isatty(STDERR_FILENO)) return [](double) {};
-  return [what](double fraction) {
-    const int width = 40, filled = static_cast<int>(fraction * width);
-    std::fprintf(stderr, "\r%s [%.*s%*s] %3.0f%%%s", what, filled,
-                 "########################################", width - filled, "", 100 * fraction,
-                 fraction >= 1 ? "\n" : "");
-  };
-}
 
 Result<std::string> ReadText(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -52,10 +46,66 @@ Result<std::string> ReadText(const std::string& path) {
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
+struct OpenedModel {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  std::unique_ptr<Model> model;
+};
+
+Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, const std::string& name,
+                              int streams) {
+  ModelPathOptions path_options;
+  path_options.cache_directory = CacheDirectory(a.cache_directory);
+  path_options.threads = a.threads;
+  path_options.say = [](const std::string& sentence) {
+    std::fprintf(stderr, "sluice eval: %s\n", sentence.c_str());
+  };
+  path_options.progress = ProgressBar("packing");
+  const Result<std::filesystem::path> path = ResolveModelPath(name, path_options);
+  if (!path) return path.error();
+  const Result<ModelFiles> files = ReadModelFiles(*path);
+  if (!files) return files.error();
+  const Result<ModelConfig> config = LoadHfConfig(*files);
+  if (!config) return config.error();
+  Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(*files);
+  if (!tokenizer) return tokenizer.error();
+
+  ModelOptions options;
+  options.isa = isa;
+  options.threads = a.threads;
+  options.max_sequences = streams;
+  options.max_context = std::min(config->max_positions, std::max(a.context, 2048));
+  // Every stream may hold a whole context.
+  options.kv_blocks = streams * (options.max_context / kKvBlockTokens + 2);
+  if (name == a.model) {
+    options.expert_bits = a.precision;
+    options.activation_bits = a.activation_bits;
+  }
+  Result<std::unique_ptr<Model>> model = Model::Load(*path, options);
+  if (!model) return model.error();
+  return OpenedModel{*tokenizer, std::move(*model)};
+}
+
+Result<Divergence> Compare(const Arguments& a, cpu::Isa isa, OpenedModel& model,
+                           const std::string& text) {
+  Result<OpenedModel> reference = OpenModel(a, isa, a.reference, 1);
+  if (!reference) return WithContext(a.reference, reference.error());
+  const std::vector<int32_t> tokens = model.tokenizer->Encode(text);
+  if (tokens != reference->tokenizer->Encode(text)) {
+    return InvalidArgument("the tokenizers of " + a.model + " and " + a.reference +
+                           " split the text differently, so their predictions cannot be compared");
+  }
+  DivergenceOptions options;
+  options.context = a.context;
+  options.stride = a.stride;
+  options.progress = ProgressBar("comparing");
+  return EvaluateDivergence(*reference->model, *model.model, tokens, options);
+}
+
 Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskReport::Miss>* misses) {
   cpu::Isa isa = cpu::Isa::kAuto;
   if (!cpu::ParseIsa(a.isa.c_str(), &isa)) return InvalidArgument("unknown --cpu-isa " + a.isa);
   if (a.text.empty() && a.tasks.empty()) return InvalidArgument("give --text, --tasks or both");
+  if (!a.reference.empty() && a.text.empty()) return InvalidArgument("--reference needs --text");
   if (a.streams < 1) return InvalidArgument("--streams must be at least 1");
   std::string text;
   if (!a.text.empty()) {
@@ -70,32 +120,30 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     items.insert(items.end(), read->begin(), read->end());
   }
 
-  Result<ModelConfig> config = LoadHfConfig(a.model);
-  if (!config) return config.error();
-  Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(a.model);
-  if (!tokenizer) return tokenizer.error();
+  Result<OpenedModel> opened = OpenModel(a, isa, a.model, a.streams);
+  if (!opened) return WithContext(a.model, opened.error());
+  const std::shared_ptr<const Tokenizer> tokenizer = opened->tokenizer;
 
-  ModelOptions model_options;
-  model_options.isa = isa;
-  model_options.threads = a.threads;
-  model_options.max_sequences = a.streams;
-  model_options.max_context = std::min(config->max_positions, std::max(a.context, 2048));
-  // Every stream may hold a whole context.
-  model_options.kv_blocks = a.streams * (model_options.max_context / kKvBlockTokens + 2);
-  Result<std::unique_ptr<Model>> model = Model::Load(a.model, model_options);
-  if (!model) return model.error();
+  nlohmann::ordered_json report = {{"model", a.model}};
+  if (!a.reference.empty()) {
+    Result<Divergence> result = Compare(a, isa, *opened, text);
+    if (!result) return result.error();
+    report["reference"] = a.reference;
+    report["kl_per_token"] = result->kl_per_token;
+    report["kl_max"] = result->kl_max;
+    report["top1_agreement"] = result->top1_agreement;
+    report["logit_error"] = result->logit_error;
+  }
   EngineOptions engine_options;
   engine_options.max_queue = a.streams;
   engine_options.max_running = a.streams;
-  std::unique_ptr<Engine> engine = Engine::Start(std::move(*model), engine_options);
-
-  nlohmann::ordered_json report = {{"model", a.model}};
+  std::unique_ptr<Engine> engine = Engine::Start(std::move(opened->model), engine_options);
   if (!a.text.empty()) {
     PerplexityOptions options;
     options.context = a.context;
     options.stride = a.stride;
     options.progress = ProgressBar("text ");
-    Result<Perplexity> result = EvaluateText(*engine, **tokenizer, text, options);
+    Result<Perplexity> result = EvaluateText(*engine, *tokenizer, text, options);
     if (!result) return WithContext(a.text, result.error());
     report["text"] = a.text;
     report["perplexity"] = result->perplexity;
@@ -103,7 +151,7 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     report["tokens"] = result->tokens;
   }
   if (!items.empty()) {
-    Result<TaskReport> result = EvaluateTasks(*engine, *tokenizer, items, ProgressBar("tasks"));
+    Result<TaskReport> result = EvaluateTasks(*engine, tokenizer, items, ProgressBar("tasks"));
     if (!result) return result.error();
     for (const auto& [task, score] : result->tasks) {
       report["accuracy"][task] = score.accuracy();
@@ -119,6 +167,14 @@ void PrintTable(const nlohmann::ordered_json& report, const std::vector<TaskRepo
     std::printf("%s: perplexity %.4f, %.5f nats per token, %lld tokens\n",
                 report["text"].get<std::string>().c_str(), report["perplexity"].get<double>(),
                 report["nll_per_token"].get<double>(), report["tokens"].get<long long>());
+  }
+  if (report.contains("kl_per_token")) {
+    std::printf(
+        "against %s: KL %.6f nats per token (at most %.4f), same first choice %.2f%%, "
+        "logits %.5f apart\n",
+        report["reference"].get<std::string>().c_str(), report["kl_per_token"].get<double>(),
+        report["kl_max"].get<double>(), 100 * report["top1_agreement"].get<double>(),
+        report["logit_error"].get<double>());
   }
   if (!report.contains("accuracy")) return;
   std::printf("%-24s %8s %8s\n", "task", "items", "correct");
@@ -156,7 +212,21 @@ void AddEval(CLI::App& app, int* exit_code) {
                                          "Measure the quality of a model: perplexity of a text "
                                          "file, exact-match accuracy on task files.");
   command->footer(kManual);
-  command->add_option("--model", arguments->model, "Hugging Face model directory")->required();
+  command
+      ->add_option("--model", arguments->model, "A pack, a GGUF file or a Hugging Face directory")
+      ->required();
+  command->add_option("--reference", arguments->reference,
+                      "Another model to compare predictions with, on --text");
+  command
+      ->add_option("--precision", arguments->precision,
+                   "Highest precision of a pack's routed experts, in bits; 0: all there is")
+      ->capture_default_str();
+  command
+      ->add_option("--activation-bits", arguments->activation_bits,
+                   "Inputs of bit-nested weights: 8 or 16 bits")
+      ->capture_default_str();
+  command->add_option("--cache-dir", arguments->cache_directory,
+                      "Where packs made of GGUF files are kept; default: the user's cache");
   command->add_option("--text", arguments->text, "Text file to score");
   command->add_option("--tasks", arguments->tasks, "Task files (.jsonl), one or more");
   command->add_option("--context", arguments->context, "Tokens per window; 0: up to 2048")

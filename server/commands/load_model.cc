@@ -4,10 +4,12 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/arch/hf_config.h"
-#include "engine/base/file.h"
 #include "engine/base/json.h"
 #include "engine/model/model.h"
 #include "server/api/model_codec.h"
+#include "server/commands/model_path.h"
+#include "server/commands/progress.h"
+#include "server/config/cache_dir.h"
 #include "server/config/memory.h"
 #include "server/system/notify.h"
 
@@ -16,16 +18,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMaxConfigBytes = 16 << 20;
-
 // model.kv_dtype, with "auto" settled from the type that config.json gives the weights.
-Result<DType> KvDType(const std::string& setting, const fs::path& directory) {
+Result<DType> KvDType(const std::string& setting, const ModelFiles& files) {
   if (setting == "f32") return DType::kF32;
   if (setting == "f16") return DType::kF16;
   if (setting == "bf16") return DType::kBF16;
-  const auto text = ReadTextFile(directory / "config.json", kMaxConfigBytes);
+  const auto text = files.Require(ModelFiles::kConfig);
   if (!text) return text.error();
-  const auto json = ParseJson(*text, "config.json");
+  const auto json = ParseJson(**text, "config.json");
   if (!json) return json.error();
   for (const char* name : {"dtype", "torch_dtype"}) {
     const auto field = json->find(name);
@@ -37,6 +37,7 @@ Result<DType> KvDType(const std::string& setting, const fs::path& directory) {
 uint64_t WeightBytes(const fs::path& directory) {
   uint64_t bytes = 0;
   std::error_code error;
+  if (!fs::is_directory(directory, error)) return fs::file_size(directory, error);  // a pack
   for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
     if (it->path().extension() != ".safetensors") continue;
     std::error_code ignored;
@@ -57,14 +58,14 @@ Result<int> WantedContext(const ModelSettings& settings, const ModelConfig& mode
   return settings.context;
 }
 
-Result<KvPlan> MakeKvPlan(const Config& config, const ModelConfig& model, DType kv_dtype,
-                          Logger& log) {
+Result<KvPlan> MakeKvPlan(const Config& config, const fs::path& path, const ModelConfig& model,
+                          DType kv_dtype, Logger& log) {
   const Result<int> wanted = WantedContext(config.model, model);
   if (!wanted) return wanted.error();
   const size_t block_bytes = KvBytesPerBlock(model, kv_dtype);
   const uint64_t available = AvailableMemoryBytes();
   const KvPlan plan = PlanKv(static_cast<uint64_t>(config.model.kv_memory.count), available,
-                             WeightBytes(config.model.path), block_bytes, kKvBlockTokens, *wanted);
+                             WeightBytes(path), block_bytes, kKvBlockTokens, *wanted);
   if (plan.blocks == 0) {
     return ResourceExhausted("there is no memory for the KV cache: one block takes " +
                              std::to_string(block_bytes) + " bytes, " + std::to_string(available) +
@@ -87,12 +88,12 @@ Result<KvPlan> MakeKvPlan(const Config& config, const ModelConfig& model, DType 
   return plan;
 }
 
-Result<std::unique_ptr<Model>> LoadModel(const Config& config, const ModelConfig& architecture,
+Result<std::unique_ptr<Model>> LoadModel(const Config& config, const fs::path& path,
+                                         const ModelFiles& files, const ModelConfig& architecture,
                                          Logger& log) {
-  const fs::path directory = config.model.path;
-  const Result<DType> kv_dtype = KvDType(config.model.kv_dtype, directory);
+  const Result<DType> kv_dtype = KvDType(config.model.kv_dtype, files);
   if (!kv_dtype) return kv_dtype.error();
-  const Result<KvPlan> plan = MakeKvPlan(config, architecture, *kv_dtype, log);
+  const Result<KvPlan> plan = MakeKvPlan(config, path, architecture, *kv_dtype, log);
   if (!plan) return plan.error();
   ModelOptions options;
   if (!cpu::ParseIsa(config.engine.cpu_isa.c_str(), &options.isa) ||
@@ -106,13 +107,31 @@ Result<std::unique_ptr<Model>> LoadModel(const Config& config, const ModelConfig
   options.max_context = plan->context;
   options.kv_blocks = plan->blocks;
   options.kv_dtype = *kv_dtype;
+  options.expert_bits = config.model.precision;
+  options.activation_bits = config.engine.activation_bits;
   options.progress = [shown = -1](double fraction) mutable {
     const int tenth = static_cast<int>(fraction * 10);
     if (tenth == shown) return;
     shown = tenth;
-    NotifyStatus("loading the model: " + std::to_string(tenth * 10) + "%");
+    NotifyStarting("loading the model: " + std::to_string(tenth * 10) + "%");
   };
-  return Model::Load(directory, options);
+  return Model::Load(path, options);
+}
+
+Result<fs::path> ResolvePath(const Config& config, Logger& log) {
+  ModelPathOptions options;
+  options.cache_directory = CacheDirectory(config.model.cache_dir);
+  options.pack_directories = true;
+  options.threads = config.engine.threads;
+  options.say = [&log](const std::string& sentence) { log.Info(sentence); };
+  options.progress = [bar = ProgressBar("packing"), shown = -1](double fraction) mutable {
+    bar(fraction);
+    const int tenth = static_cast<int>(fraction * 10);
+    if (tenth == shown) return;
+    shown = tenth;
+    NotifyStarting("packing the model: " + std::to_string(tenth * 10) + "%");
+  };
+  return ResolveModelPath(config.model.path, options);
 }
 
 }  // namespace
@@ -121,7 +140,8 @@ std::string ModelId(const ModelSettings& settings) {
   if (!settings.id.empty()) return settings.id;
   std::error_code ignored;
   const fs::path path = fs::weakly_canonical(settings.path, ignored);
-  const std::string name = path.filename().string();
+  const bool file = path.extension() == ".sluice" || path.extension() == ".gguf";
+  const std::string name = (file ? path.stem() : path.filename()).string();
   return name.empty() ? "model" : name;
 }
 
@@ -129,14 +149,17 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                                      std::shared_ptr<Metrics> metrics,
                                                      Logger& log) {
   const auto start = std::chrono::steady_clock::now();
-  const fs::path directory = config.model.path;
-  const auto architecture = LoadHfConfig(directory);
+  const auto path = ResolvePath(config, log);
+  if (!path) return path.error();
+  const auto files = ReadModelFiles(*path);
+  if (!files) return files.error();
+  const auto architecture = LoadHfConfig(*files);
   if (!architecture) return architecture.error();
   auto served = std::make_shared<ServedModel>();
-  auto codec = LoadModelCodec(directory);
+  auto codec = LoadModelCodec(*files);
   if (!codec) return codec.error();
   served->codec = std::move(*codec);
-  auto model = LoadModel(config, *architecture, log);
+  auto model = LoadModel(config, *path, *files, *architecture, log);
   if (!model) return model.error();
 
   served->id = ModelId(config.model);
@@ -152,7 +175,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   log.Info("loaded the model", {{"model", served->id},
                                 {"family", served->family},
                                 {"isa", (*model)->isa()},
-                                {"weights", DTypeName((*model)->weight_dtype())},
+                                {"weights", WeightName(**model)},
                                 {"threads", (*model)->options().threads},
                                 {"weight_bytes", (*model)->footprint().weight_bytes},
                                 {"seconds", seconds.count()}});

@@ -1,4 +1,4 @@
-// From a model directory and settings to a ServedModel.
+// From a model's path and settings to a ServedModel.
 #pragma once
 
 #include <memory>
@@ -11,11 +11,12 @@
 
 namespace sluice {
 
-// Name that clients use: model.id, or the last part of the path.
+// Name that clients use: model.id, or the last part of the path without .sluice or .gguf.
 std::string ModelId(const ModelSettings& settings);
 
-// Checks the directory, plans KV memory, loads weights, tokenizer and template, and starts the
-// engine. Takes as long as reading the weights does. Errors name the file and the fault.
+// Packs the model if it is not a pack yet (model_path.h), plans KV memory, loads weights, tokenizer
+// and template, and starts the engine. Takes as long as reading the weights does. Errors name the
+// file and the fault.
 Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                                      std::shared_ptr<Metrics> metrics, Logger& log);
 

@@ -41,11 +41,14 @@ struct ModelSettings {
   int context = 0;     // tokens; 0: the model's
   Bytes kv_memory{0};  // 0: chosen from the model and the memory (memory.h)
   std::string kv_dtype = "auto";
+  std::string cache_dir;  // empty: the user's cache directory (cache_dir.h)
+  int precision = 0;      // bits of routed experts, of packs; 0: all there is
 };
 
 struct EngineSettings {
   int threads = 0;  // 0: the cores that the process may use
   std::string cpu_isa = "auto";
+  int activation_bits = 8;  // inputs of bit-nested matrices: 8 or 16
   int max_queue = 256;
   int max_running = 64;
   int max_batch_tokens = 512;

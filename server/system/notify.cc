@@ -7,6 +7,9 @@ namespace sluice {
 void NotifyReady(const std::string& status) { sd_notify(0, ("READY=1\nSTATUS=" + status).c_str()); }
 void NotifyStopping() { sd_notify(0, "STOPPING=1\nSTATUS=draining"); }
 void NotifyStatus(const std::string& status) { sd_notify(0, ("STATUS=" + status).c_str()); }
+void NotifyStarting(const std::string& status) {
+  sd_notify(0, ("EXTEND_TIMEOUT_USEC=600000000\nSTATUS=" + status).c_str());
+}
 void NotifyWatchdog() { sd_notify(0, "WATCHDOG=1"); }
 
 std::chrono::microseconds WatchdogPeriod() {

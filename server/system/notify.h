@@ -9,6 +9,8 @@ namespace sluice {
 void NotifyReady(const std::string& status);
 void NotifyStopping();
 void NotifyStatus(const std::string& status);
+// The same, and asks for ten more minutes before the start counts as failed.
+void NotifyStarting(const std::string& status);
 void NotifyWatchdog();
 
 // How often the manager wants a pulse at the latest; zero when it does not watch.

@@ -197,13 +197,15 @@ void MeasureSpeed() {
         EncodeNestedPanel(format, m.cols, panel, i, starts);
       }
     });
-    std::printf("kind %d group %2d bits %d: quantize %6.1f M weights/s, encode %6.0f, BF16 source %4.0f MB/s\n",
-                static_cast<int>(format.scales), format.group, format.bits, weights / quantize / 1e6,
-                weights / encode / 1e6, 2 * weights / (quantize + encode) / 1e6);
+    std::printf(
+        "kind %d group %2d bits %d: quantize %6.1f M weights/s, encode %6.0f, BF16 source %4.0f "
+        "MB/s\n",
+        static_cast<int>(format.scales), format.group, format.bits, weights / quantize / 1e6,
+        weights / encode / 1e6, 2 * weights / (quantize + encode) / 1e6);
   }
-  for (const GgufType type : {GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1,
-                              GgufType::kQ8_0, GgufType::kQ2_K, GgufType::kQ3_K, GgufType::kQ4_K,
-                              GgufType::kQ5_K, GgufType::kQ6_K}) {
+  for (const GgufType type :
+       {GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1, GgufType::kQ8_0,
+        GgufType::kQ2_K, GgufType::kQ3_K, GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K}) {
     const GgufTypeInfo info = *FindGgufType(static_cast<uint32_t>(type));
     const std::vector<std::byte> blocks(GgufBytes(info, m.values.size()), std::byte{0x3c});
     const auto panel_bytes = blocks.size() * kNestedRows / static_cast<size_t>(m.rows);
@@ -216,8 +218,8 @@ void MeasureSpeed() {
     }
     const double import = BestSeconds([&] {
       for (int i = 0; i < m.rows / kNestedRows; ++i) {
-        ImportPanel(info, blocks.data() + static_cast<size_t>(i) * panel_bytes, kNestedRows,
-                    m.cols, &panel);
+        ImportPanel(info, blocks.data() + static_cast<size_t>(i) * panel_bytes, kNestedRows, m.cols,
+                    &panel);
       }
     });
     const double encode = BestSeconds([&] {

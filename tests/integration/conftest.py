@@ -14,6 +14,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("SLUICE_BINARY", ROOT / "build" / "sluice"))
 DEMO_MODEL = ROOT / "deploy" / "demo-model"
 
+# Packs made by the tests' servers stay out of the user's cache.
+CACHE = tempfile.TemporaryDirectory(prefix="sluice-cache-")
+os.environ["XDG_CACHE_HOME"] = CACHE.name
+os.environ.pop("CACHE_DIRECTORY", None)
+
 
 class Server:
     """A running `sluice serve`; `log()` is its standard error so far."""

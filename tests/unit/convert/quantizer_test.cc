@@ -14,10 +14,10 @@ namespace sluice {
 namespace {
 
 constexpr NestedFormat kFormats[] = {
-    {ScaleKind::kU8Min, 32, 2}, {ScaleKind::kU8Min, 32, 3},  {ScaleKind::kU8Min, 32, 4},
-    {ScaleKind::kU8Min, 32, 5}, {ScaleKind::kU8Min, 16, 6},  {ScaleKind::kU8Min, 32, 8},
-    {ScaleKind::kF16, 32, 4},   {ScaleKind::kF16, 32, 8},    {ScaleKind::kF16Min, 32, 4},
-    {ScaleKind::kI8, 16, 3},    {ScaleKind::kI8, 16, 6},     {ScaleKind::kI8, 32, 8}};
+    {ScaleKind::kU8Min, 32, 2}, {ScaleKind::kU8Min, 32, 3}, {ScaleKind::kU8Min, 32, 4},
+    {ScaleKind::kU8Min, 32, 5}, {ScaleKind::kU8Min, 16, 6}, {ScaleKind::kU8Min, 32, 8},
+    {ScaleKind::kF16, 32, 4},   {ScaleKind::kF16, 32, 8},   {ScaleKind::kF16Min, 32, 4},
+    {ScaleKind::kI8, 16, 3},    {ScaleKind::kI8, 16, 6},    {ScaleKind::kI8, 32, 8}};
 
 std::vector<float> Gaussian(size_t count, unsigned seed) {
   std::mt19937 random(seed);
@@ -132,8 +132,9 @@ TEST_CASE("Columns that inputs make important lose less", "[quantizer]") {
   const std::vector<float> values = Gaussian(static_cast<size_t>(rows) * cols, 8);
   std::vector<float> squares(static_cast<size_t>(cols), 1.0f);
   for (int k = 0; k < cols; k += 5) squares[k] = 40.0f;
-  for (const NestedFormat format :
-       {NestedFormat{ScaleKind::kU8Min, 32, 2}, {ScaleKind::kU8Min, 32, 4}, {ScaleKind::kF16, 32, 4}}) {
+  for (const NestedFormat format : {NestedFormat{ScaleKind::kU8Min, 32, 2},
+                                    {ScaleKind::kU8Min, 32, 4},
+                                    {ScaleKind::kF16, 32, 4}}) {
     const int planes = NestedPlanes(format.bits);
     const auto blind = Quantize({format, {}}, {}, values, rows, cols).Values(planes);
     const auto told =

@@ -1,0 +1,25 @@
+// An expert of a pack, as it lies in memory: views into the bytes of its plane sets.
+#pragma once
+
+#include <cstddef>
+
+#include "engine/experts/expert_weights.h"
+#include "engine/formats/pack.h"
+
+namespace sluice {
+
+// One weight whose planes [0, planes) start at plane_starts[i]. REQUIRES: kPanels, or kNested with
+// planes >= 1; starts are 64-byte aligned.
+PackedMatrix ViewWeight(const WeightLayout& layout, int planes,
+                        const std::byte* const* plane_starts);
+
+// The expert from its first `set_count` plane sets, which lie one after the other at `base` as in
+// the file. A projection with fewer planes uses all it has. REQUIRES: set_count >= 1, base 64-byte
+// aligned.
+ExpertWeights ViewExpert(const PackExpert& expert, size_t set_count, const std::byte* base);
+
+// The plane sets that give every projection the most precision up to `bits` bits (0: all sets). At
+// least one set: a projection of 2 bits has no less.
+size_t PlaneSetsFor(const PackExpert& expert, int bits);
+
+}  // namespace sluice
