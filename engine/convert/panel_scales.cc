@@ -28,7 +28,7 @@ PanelScales::PanelScales(NestedFormat format, std::span<const double> level_weig
       has_min_(format.scales == ScaleKind::kU8Min || format.scales == ScaleKind::kF16Min),
       column_weights_(column_weights),
       panel_(panel),
-      kernels_(cpu::SelectGroupFit(cpu::Isa::kAuto)) {
+      kernels_(cpu::SelectConvertOps(cpu::Isa::kAuto)) {
   const int planes = NestedPlanes(format.bits);
   SLUICE_CHECK(ValidNestedFormat(format) && static_cast<int>(level_weights.size()) == planes);
   args_.cols = format.group;

@@ -1,5 +1,5 @@
 // Scales and minima of one panel under construction: searched as floats by the kernels
-// (kernels/cpu/group_fit.h), then rounded to what the format can hold. Internal to the quantizer.
+// (kernels/cpu/convert_ops.h), then rounded to what the format can hold. Internal to the quantizer.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "engine/convert/quantizer.h"
-#include "kernels/cpu/group_fit.h"
+#include "kernels/cpu/convert_ops.h"
 
 namespace sluice {
 
@@ -49,7 +49,7 @@ class PanelScales {
   bool has_min_;
   std::span<const float> column_weights_;
   NestedPanel* panel_;
-  const cpu::GroupFit* kernels_;
+  const cpu::ConvertOps* kernels_;
   cpu::GroupFitArgs args_{};
   std::vector<Fitted> fitted_;  // [groups]
   float super_scale_[kNestedRows] = {};

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cpu/group_fit.h"
+#include "kernels/cpu/convert_ops.h"
 #include "tests/support/catch.h"
 #include "tests/unit/convert/nested_matrix.h"
 
@@ -179,7 +179,7 @@ TEST_CASE("Every instruction set chooses the same scales and codes", "[quantizer
       };
       const auto run = [&](cpu::Isa isa) {
         Outcome o{};
-        const cpu::GroupFit* fit = cpu::SelectGroupFit(isa);
+        const cpu::ConvertOps* fit = cpu::SelectConvertOps(isa);
         fit->fit(args, o.scale, o.min);
         fit->score(args, o.scale, o.min, o.error);
         fit->encode(args, o.scale, o.min, o.codes);
@@ -187,9 +187,9 @@ TEST_CASE("Every instruction set chooses the same scales and codes", "[quantizer
       };
       const Outcome expected = run(cpu::Isa::kScalar);
       for (const cpu::Isa isa : {cpu::Isa::kAvx2, cpu::Isa::kAvx512, cpu::Isa::kNeon}) {
-        if (cpu::SelectGroupFit(isa) == nullptr) continue;
+        if (cpu::SelectConvertOps(isa) == nullptr) continue;
         const Outcome got = run(isa);
-        INFO(cpu::SelectGroupFit(isa)->name << ", " << levels << " levels");
+        INFO(cpu::SelectConvertOps(isa)->name << ", " << levels << " levels");
         CHECK(std::equal(got.scale, got.scale + 16, expected.scale));
         CHECK(std::equal(got.min, got.min + 16, expected.min));
         CHECK(std::equal(got.error, got.error + 16, expected.error));

@@ -1,8 +1,8 @@
-// The body of every group_fit_<isa>.cc: SLUICE_LANES rows at a time in one vector register. The
-// loops are bound by arithmetic: about 8 + 6 * levels vector operations per column and candidate.
+// The body of every convert_<isa>.cc: SLUICE_LANES rows at a time in one vector register. The
+// search is bound by arithmetic: about 8 + 6 * levels vector operations per column and candidate.
 #include <stdint.h>
 
-#include "kernels/cpu/group_fit.h"
+#include "kernels/cpu/convert_ops.h"
 #include "kernels/cpu/isa_macros.h"
 
 SLUICE_BEGIN_ISA
@@ -218,10 +218,71 @@ void Encode(const GroupFitArgs& args, const float* scale, const float* min, int3
   }
 }
 
+// Tiles of kTileRows by two vectors of the sum stay in registers while all rows of x pass.
+void AddOuterProducts(const float* x, int rows, int cols, float* sum) {
+  constexpr int kTileRows = 4;
+  constexpr int kTileCols = kLanes * 2;
+  for (int i = 0; i < cols; i += kTileRows) {
+    for (int j = i / kTileCols * kTileCols; j < cols; j += kTileCols) {
+      const bool wide = j + kTileCols <= cols;
+      Vec total[kTileRows][2];
+      SLUICE_UNROLL(4)
+      for (int r = 0; r < kTileRows; ++r) {
+        float* at = sum + static_cast<int64_t>(i + r) * cols + j;
+        total[r][0] = Load(at);
+        total[r][1] = wide ? Load(at + kLanes) : Set(0);
+      }
+      for (int t = 0; t < rows; ++t) {
+        const float* row = x + static_cast<int64_t>(t) * cols;
+        const Vec first = Load(row + j);
+        const Vec second = wide ? Load(row + j + kLanes) : Set(0);
+        SLUICE_UNROLL(4)
+        for (int r = 0; r < kTileRows; ++r) {
+          total[r][0] += first * row[i + r];
+          total[r][1] += second * row[i + r];
+        }
+      }
+      SLUICE_UNROLL(4)
+      for (int r = 0; r < kTileRows; ++r) {
+        float* at = sum + static_cast<int64_t>(i + r) * cols + j;
+        Store(total[r][0], at);
+        if (wide) Store(total[r][1], at + kLanes);
+      }
+    }
+  }
+}
+
+template <int columns>
+SLUICE_INLINE void SubtractTile(const float* x, int terms, const float* factor,
+                                int64_t factor_stride, float* y) {
+  for (int r = 0; r < kRows; r += kLanes) {
+    Vec total[columns];
+    SLUICE_UNROLL(8)
+    for (int k = 0; k < columns; ++k) total[k] = Load(y + k * kRows + r);
+    for (int j = 0; j < terms; ++j) {
+      const Vec value = Load(x + j * kRows + r);
+      const float* factors = factor + j * factor_stride;
+      SLUICE_UNROLL(8)
+      for (int k = 0; k < columns; ++k) total[k] -= value * factors[k];
+    }
+    SLUICE_UNROLL(8)
+    for (int k = 0; k < columns; ++k) Store(total[k], y + k * kRows + r);
+  }
+}
+
+void SubtractProducts(const float* x, int terms, const float* factor, int64_t factor_stride,
+                      int count, float* y) {
+  int k = 0;
+  for (; k + 8 <= count; k += 8)
+    SubtractTile<8>(x, terms, factor + k, factor_stride, y + k * kRows);
+  for (; k < count; ++k) SubtractTile<1>(x, terms, factor + k, factor_stride, y + k * kRows);
+}
+
 }  // namespace
 
-extern const GroupFit kGroupFit;
-const GroupFit kGroupFit = {SLUICE_ISA_NAME, FitAny, ScoreAny, Encode};
+extern const ConvertOps kConvertOps;
+const ConvertOps kConvertOps = {SLUICE_ISA_NAME, FitAny,           ScoreAny,
+                                Encode,          AddOuterProducts, SubtractProducts};
 
 }  // namespace SLUICE_ISA
 }  // namespace sluice::cpu

@@ -1,5 +1,5 @@
-// The inner loops of the bit-nested quantizer: scales and minima of groups of weights, 16 rows at a
-// time, one row per lane.
+// The inner loops of conversion: the bit-nested quantizer's search of scales and minima, 16 rows of
+// weights at a time, one row per lane; and the products that error compensation needs.
 //
 // A weight x is coded as q = round((x - m) / s + c), clamped to [0, max_code], and stands for
 //   value_l = s * ((q with the low `dropped` bits cleared) + add) + m
@@ -33,7 +33,7 @@ struct GroupFitArgs {
   const float* weight;  // [cols], not negative
 };
 
-struct GroupFit {
+struct ConvertOps {
   const char* name;  // "scalar", "avx2", "avx512"
   // Searches s and m of each row: ranges shrunk by several factors, each improved by least squares
   // with the codes held. scale, min: [16].
@@ -42,9 +42,17 @@ struct GroupFit {
   void (*score)(const GroupFitArgs& args, const float* scale, const float* min, float* error);
   // codes: [cols][16].
   void (*encode)(const GroupFitArgs& args, const float* scale, const float* min, int32_t* codes);
+
+  // sum[i, j] += sum over t of x[t, i] * x[t, j], for j >= i only (some entries below the diagonal
+  // change too). x: [rows, cols] contiguous, sum: [cols, cols]; cols a multiple of 16.
+  void (*add_outer_products)(const float* x, int rows, int cols, float* sum);
+  // y[k][lane] -= sum over j of factor[j * factor_stride + k] * x[j][lane], k in [0, count), lanes
+  // 16 wide, j in [0, terms).
+  void (*subtract_products)(const float* x, int terms, const float* factor, int64_t factor_stride,
+                            int count, float* y);
 };
 
 // The table for `isa`, or null as SelectOps.
-const GroupFit* SelectGroupFit(Isa isa);
+const ConvertOps* SelectConvertOps(Isa isa);
 
 }  // namespace sluice::cpu

@@ -1,4 +1,4 @@
 #define SLUICE_ISA scalar
 #define SLUICE_ISA_NAME "scalar"
 #define SLUICE_LANES 4
-#include "kernels/cpu/group_fit-inl.h"
+#include "kernels/cpu/convert-inl.h"
