@@ -104,7 +104,8 @@ std::vector<float> InputMoments::Compensation(double damping, const InputMoments
       ops->add_scaled(column, -column[k], static_cast<int>(k) + 1, r.data() + k * n);
     }
   }
-  // U = R^-1 row by row from the last: U[j, :] = (e_j - sum over k > j of R[j, k] U[k, :]) / R[j, j].
+  // U = R^-1 row by row from the last: U[j, :] = (e_j - sum over k > j of R[j, k] U[k, :]) / R[j,
+  // j].
   std::vector<float> u(n * n, 0.0f);
   for (size_t j = n; j-- > 0;) {
     float* row = u.data() + j * n;

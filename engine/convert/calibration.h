@@ -26,7 +26,7 @@ struct CalibrationOptions {
   int moments_first_layer = 0;
   int moments_end_layer = 0;
   bool expert_moments = true;  // false: experts share their layer's, inputs of gate and up only
-  bool head_moments = false;     // second moments of the output head's inputs, too
+  bool head_moments = false;   // second moments of the output head's inputs, too
   // Inputs kept for each expert, evenly spread over the tokens that chose it.
   int samples_per_expert = 32;
 };
@@ -63,10 +63,10 @@ class InputMoments {
 };
 
 struct ExpertStatistics {
-  int64_t count = 0;           // tokens that chose it
-  double weight = 0;           // sum of their weights for it
-  float peak = 0;              // largest magnitude of an output, before its weight
-  InputMoments inputs;         // of gate and up
+  int64_t count = 0;    // tokens that chose it
+  double weight = 0;    // sum of their weights for it
+  float peak = 0;       // largest magnitude of an output, before its weight
+  InputMoments inputs;  // of gate and up
   InputMoments down_inputs;
   std::vector<float> samples;         // [n, hidden] inputs; n up to twice samples_per_expert
   std::vector<float> sample_weights;  // [n]
