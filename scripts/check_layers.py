@@ -27,7 +27,7 @@ DIRECT = {
     "server": ["engine/runtime", "engine/convert", "engine/text", "engine/base"],
 }
 SERVER_ONLY = re.compile(r"^(boost/(asio|beast)|prometheus/)")
-# The seam headers that the server may name: engine.h hands them out, and packs are told from other files.
+# The seam headers that the server may name: engine.h hands them out, packs are told from other files and inspected.
 SERVER_REACHES = {"engine/model", "engine/sampling", "engine/arch", "engine/formats", "kernels/common", "kernels/cpu"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 

@@ -9,6 +9,7 @@ class App;
 namespace sluice {
 
 void AddServe(CLI::App& app, int* exit_code);
+void AddInspect(CLI::App& app, int* exit_code);
 void AddBench(CLI::App& app, int* exit_code);
 void AddEval(CLI::App& app, int* exit_code);
 void AddPack(CLI::App& app, int* exit_code);
