@@ -363,7 +363,7 @@ Result<PackWriter> PackWriter::Create(const fs::path& path, int expert_layers,
 
 Result<> PackWriter::AddTensor(std::string name, const WeightLayout& layout,
                                std::span<const std::span<const std::byte>> planes) {
-  SLUICE_CHECK(state_->file.has_value(), "this writer is finished");
+  SLUICE_CHECK(state_ != nullptr && state_->file.has_value(), "this writer is finished");
   if (state_->failure) return *state_->failure;
   SLUICE_CHECK(!name.empty() && name.size() <= pack_wire::kMaxNameBytes);
   if (const std::string fault = pack_wire::LayoutFault(layout); !fault.empty()) {
@@ -384,7 +384,7 @@ Result<> PackWriter::AddTensor(std::string name, const WeightLayout& layout,
 
 Result<> PackWriter::AddExpert(int layer, int index, const WeightLayout (&layouts)[3],
                                const std::vector<std::span<const std::byte>> (&planes)[3]) {
-  SLUICE_CHECK(state_->file.has_value(), "this writer is finished");
+  SLUICE_CHECK(state_ != nullptr && state_->file.has_value(), "this writer is finished");
   if (state_->failure) return *state_->failure;
   SLUICE_CHECK(layer >= 0 && layer < state_->layers);
   SLUICE_CHECK(index >= 0 && index < state_->experts_per_layer);
@@ -416,7 +416,7 @@ Result<> PackWriter::AddExpert(int layer, int index, const WeightLayout (&layout
 uint64_t PackWriter::bytes_written() const { return state_->position(); }
 
 Result<> PackWriter::Finish(const PackMetadata& metadata) {
-  SLUICE_CHECK(state_->file.has_value(), "this writer is finished");
+  SLUICE_CHECK(state_ != nullptr && state_->file.has_value(), "this writer is finished");
   const Result<> finished = state_->failure ? Result<>(*state_->failure) : state_->Finish(metadata);
   state_->file.reset();  // which removes it, unless it was published
   return finished;

@@ -14,7 +14,7 @@ def sluice(*arguments, check=True):
     return done
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["bench"], ["eval"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["inspect"], ["bench"], ["eval"]])
 def test_help_is_printed_for_every_command(command):
     assert "--help" in sluice(*command, "--help").stdout
 

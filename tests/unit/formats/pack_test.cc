@@ -1,6 +1,8 @@
 #include "engine/formats/pack.h"
 
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -377,6 +379,30 @@ TEST_CASE("Panels take the bytes that the kernels say", "[pack]") {
   }
 }
 
+TEST_CASE("The worked example of the layout's page holds", "[pack]") {
+  const NestedFormat format{ScaleKind::kU8Min, 32, 4};
+  NestedPanel panel;
+  panel.Resize(format, 32);
+  panel.codes[3 * 32 + 22] = 13;
+  panel.super_scale[3] = panel.super_min[3] = 0x2400;  // 1/64
+  panel.scale[3] = 32;
+  panel.min[3] = 16;
+  const Weight zeros(Nested(format, 16, 32), 0);
+  std::vector<Bytes> planes = zeros.bytes();
+  std::byte* const starts[3] = {planes[0].data(), planes[1].data(), planes[2].data()};
+  EncodeNestedPanel(format, 32, panel, 0, starts);
+  CHECK(planes[0].size() == 128 + 128);
+  CHECK(planes[0][128 + 78] == std::byte{0x30});
+  CHECK(planes[1][14] == std::byte{0x00});
+  CHECK(planes[2][14] == std::byte{0x40});
+  const std::pair<int, float> values[] = {{3, 6.25f}, {2, 6.0f}, {1, 6.5f}};
+  for (const auto& [count, want] : values) {
+    float row[32];
+    DequantizeNested(format, 32, starts, count, DefaultNestedLevel(format, count), 3, 1, row);
+    CHECK(row[22] == want);
+  }
+}
+
 TEST_CASE("An unfinished writer leaves nothing, and what was there before stays", "[pack]") {
   const ScratchDirectory directory;
   const fs::path path = directory.path() / "model.sluice";
@@ -433,6 +459,43 @@ TEST_CASE("A killed process leaves nothing that loads", "[pack]") {
     INFO(entry.path());
     CHECK_FALSE(PackReader::LooksLikePack(entry.path()));
     CHECK(OpenError(entry.path()) != "");
+  }
+}
+
+TEST_CASE("Where files without names cannot be had, a hidden file serves", "[pack]") {
+  const ScratchDirectory directory;
+  const fs::path path = directory.path() / "model.sluice";
+  const WeightLayout layout = Floats(WeightForm::kRowMajor, DType::kF32, 3000, 1000);
+  const Weight weight(layout, 1);
+  constexpr int kNoNamespaces = 99;
+  // Without /proc a file cannot be given a name later.
+  const int status = InChild([&] {
+    if (unshare(CLONE_NEWNS) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) {
+      return kNoNamespaces;
+    }
+    if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        mount("none", "/proc", "tmpfs", 0, nullptr) != 0) {
+      return kNoNamespaces;
+    }
+    {
+      Result<PackWriter> writer = PackWriter::Create(path, 0, 0);
+      if (!writer || !writer->AddTensor("big", layout, weight.planes())) return 1;
+      if (directory.entries() != 1) return 2;
+      const fs::path hidden = fs::directory_iterator(directory.path())->path();
+      if (hidden.extension() != ".partial" || fs::file_size(hidden) < 4096) return 3;
+      if (PackReader::LooksLikePack(hidden) || PackReader::Open(hidden)) return 4;
+    }
+    if (directory.entries() != 0) return 5;
+    Result<PackWriter> writer = PackWriter::Create(path, 0, 0);
+    if (!writer || !writer->AddTensor("big", layout, weight.planes())) return 6;
+    if (!writer->Finish({}) || directory.entries() != 1) return 7;
+    return PackReader::Open(path) ? 0 : 8;
+  });
+  REQUIRE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kNoNamespaces) {
+    WARN("this system has no mount namespaces for us; not tested");
+  } else {
+    CHECK(WEXITSTATUS(status) == 0);
   }
 }
 
