@@ -9,10 +9,10 @@ namespace {
 
 constexpr const char* kFooter = R"(Examples:
   sluice serve --model deploy/demo-model            serve on http://127.0.0.1:8080
-  sluice inspect MODEL.sluice --verify              show what a pack holds; check it
   sluice bench --model deploy/demo-model --json     measure this machine
   sluice eval --model deploy/demo-model --text FILE measure the model
   sluice pack MODEL.gguf MODEL.sluice               make a pack: one file, ready to compute
+  sluice inspect MODEL.sluice --verify              show what a pack holds; check it
 
 `sluice COMMAND --help` is the manual of a command.)";
 
@@ -27,10 +27,10 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(36);
   int exit_code = 0;
   sluice::AddServe(app, &exit_code);
-  sluice::AddInspect(app, &exit_code);
   sluice::AddBench(app, &exit_code);
   sluice::AddEval(app, &exit_code);
   sluice::AddPack(app, &exit_code);
+  sluice::AddInspect(app, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -9,10 +9,10 @@ class App;
 namespace sluice {
 
 void AddServe(CLI::App& app, int* exit_code);
-void AddInspect(CLI::App& app, int* exit_code);
 void AddBench(CLI::App& app, int* exit_code);
 void AddEval(CLI::App& app, int* exit_code);
 void AddPack(CLI::App& app, int* exit_code);
+void AddInspect(CLI::App& app, int* exit_code);
 
 inline constexpr int kExitRuntime = 1;
 inline constexpr int kExitUsage = 2;
