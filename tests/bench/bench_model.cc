@@ -1,7 +1,7 @@
 // Where a forward pass spends its time: milliseconds by op for a prefill and for decoding, beside
 // the machine's read bandwidth and arithmetic peak. A profile to be read by people, not a test.
 //
-//   bench_model DIRECTORY [prompt=512] [decode steps=64] [threads=0] [isa=auto] [streams=1]
+//   bench_model DIRECTORY [prompt=512] [decode steps=64] [threads=0] [isa=auto] [streams=1] [prefills=5]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -171,7 +171,7 @@ int Main(int argc, char** argv) {
   cpu::Isa isa = cpu::Isa::kAuto;
   if (argc < 2 || (argc > 5 && !cpu::ParseIsa(argv[5], &isa)) || cpu::SelectOps(isa) == nullptr) {
     std::fprintf(stderr,
-                 "usage: bench_model DIRECTORY [prompt] [steps] [threads] [isa] [streams]\n");
+                 "usage: bench_model DIRECTORY [prompt] [steps] [threads] [isa] [streams] [prefills]\n");
     return 2;
   }
   const int streams = argument(6, 1);
@@ -213,7 +213,7 @@ int Main(int argc, char** argv) {
     for (int b = 0; b < blocks; ++b) tables[s].push_back(s * blocks + b);
   }
   std::vector<int32_t> tokens(prompt);
-  const Timing prefill = Measure(5, op_seconds, [&](int i) {
+  const Timing prefill = Measure(argument(7, 5), op_seconds, [&](int i) {
     for (int32_t& t : tokens) t = token();
     const SequenceChunk chunk = {tokens, 0, tables[i % streams], LogitRows::kLast};
     (*model)->Forward({&chunk, 1});
