@@ -99,8 +99,8 @@ struct AttentionGroup {
   const int32_t* blocks = nullptr;  // block table of the sequence
   int rows = 0;
   const ptrdiff_t* offsets = nullptr;      // [rows], in floats, into q and out
-  const int32_t* first_visible = nullptr;  // [rows]
-  const int32_t* context = nullptr;        // [rows]
+  const int32_t* first_visible = nullptr;  // [rows], ascending
+  const int32_t* context = nullptr;        // [rows], ascending
 };
 
 struct PagedAttentionArgs {

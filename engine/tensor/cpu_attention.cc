@@ -11,6 +11,10 @@ namespace {
 constexpr int64_t kSmallFloats = 8 << 10;
 constexpr int64_t kSmallScores = 64 << 10;  // multiply-adds of attention that one thread just does
 
+// Contexts are cut until every thread has about this many pieces: enough that a thread that the
+// system slows down leaves its share to the others.
+constexpr int kPiecesPerThread = 8;
+
 void* Offset(void* base, size_t elements, DType dtype) {
   return static_cast<std::byte*>(base) + elements * DTypeBytes(dtype);
 }
@@ -73,42 +77,99 @@ void CpuBackend::RopeCache(const RopeCacheArgs& args) {
   });
 }
 
+cpu::AttentionArgs CpuBackend::KernelArgs(const PagedAttentionArgs& args,
+                                          const AttentionPiece& piece) const {
+  const KvLayer& kv = args.kv;
+  const AttentionGroup& group = args.groups[piece.group];
+  const ptrdiff_t head_offset =
+      static_cast<ptrdiff_t>(piece.kv_head) * (args.heads / kv.kv_heads) * kv.head_dim;
+  return {.kv_dtype = kv.dtype,
+          .k_cache = kv.k,
+          .v_cache = kv.v,
+          .k_block_stride = kv.k_block_stride,
+          .v_block_stride = kv.v_block_stride,
+          .blocks = group.blocks,
+          .head_dim = kv.head_dim,
+          .kv_head = piece.kv_head,
+          .rows = group.rows,
+          .q = args.q + head_offset,
+          .out = args.out + head_offset,
+          .q_offsets = group.offsets,
+          .first_visible = group.first_visible,
+          .context = group.context,
+          .scale = args.scale,
+          .softcap = 0,
+          .sink_logit = 0,
+          .has_sink = false,
+          .partials = piece.partials,
+          .parts = cpu::AttentionParts(group.context[group.rows - 1]),
+          .part_begin = piece.begin,
+          .part_end = piece.end};
+}
+
+bool CpuBackend::CutContexts(const PagedAttentionArgs& args) {
+  const KvLayer& kv = args.kv;
+  const size_t partial_floats = cpu::AttentionPartialFloats(kv.head_dim);
+  size_t floats = 0;
+  int64_t parts = 0;
+  for (const AttentionGroup& group : args.groups) {
+    const int group_parts = cpu::AttentionParts(group.context[group.rows - 1]);
+    floats += partial_floats * static_cast<size_t>(group.rows) * static_cast<size_t>(group_parts) *
+              static_cast<size_t>(kv.kv_heads);
+    parts += (group_parts - group.first_visible[0] / cpu::kAttentionPartTokens) * kv.kv_heads;
+  }
+  if (floats * sizeof(float) > partials_.bytes()) return false;
+  const int step = static_cast<int>(std::max<int64_t>(1, parts / (kPiecesPerThread * threads())));
+  pieces_.clear();
+  merges_.clear();
+  float* partials = partials_.as<float>();
+  for (size_t g = 0; g < args.groups.size(); ++g) {
+    const AttentionGroup& group = args.groups[g];
+    const int first = group.first_visible[0] / cpu::kAttentionPartTokens;
+    const int end = cpu::AttentionParts(group.context[group.rows - 1]);
+    for (int head = 0; head < kv.kv_heads; ++head) {
+      merges_.push_back({static_cast<int>(g), head, first, end, partials});
+      for (int begin = first; begin < end; begin += step) {
+        pieces_.push_back(
+            {static_cast<int>(g), head, begin, std::min(end, begin + step), partials});
+      }
+      partials += partial_floats * static_cast<size_t>(group.rows) * static_cast<size_t>(end);
+    }
+  }
+  return true;
+}
+
+// Work is cut by sequence chunk and kv head. Where that leaves too few pieces and contexts are
+// long, the contexts are cut as well; that does not change results (cpu::AttentionArgs).
 void CpuBackend::Attention(const PagedAttentionArgs& args) {
   const KvLayer& kv = args.kv;
   SLUICE_CHECK(kv.kv_heads > 0 && args.heads % kv.kv_heads == 0);
-  const int head_group = args.heads / kv.kv_heads;
   int64_t scores = 0;
+  int longest = 0;
   for (const AttentionGroup& group : args.groups) {
     const int last = group.rows - 1;
+    longest = std::max(longest, group.context[last] - group.first_visible[last]);
     scores += static_cast<int64_t>(group.rows) * (group.context[last] - group.first_visible[last]) *
               kv.head_dim * kv.kv_heads;
   }
+  const auto items = static_cast<int64_t>(args.groups.size()) * kv.kv_heads;
+  if (threads() > 1 && items < int64_t{kPiecesPerThread} * threads() &&
+      longest > cpu::kAttentionPartTokens && CutContexts(args)) {
+    ForEach(static_cast<int64_t>(pieces_.size()), false, [&](Worker&, int64_t i) {
+      ops_->attention(KernelArgs(args, pieces_[static_cast<size_t>(i)]));
+    });
+    for (const AttentionPiece& piece : merges_) ops_->merge_attention(KernelArgs(args, piece));
+    return;
+  }
   // Later groups of a chunk see more context: they go first, so that no worker ends with the
   // longest.
-  const auto items = static_cast<int64_t>(args.groups.size()) * kv.kv_heads;
   ForEach(items, scores <= kSmallScores, [&](Worker&, int64_t item) {
     const int64_t reversed = items - 1 - item;
-    const AttentionGroup& group = args.groups[reversed / kv.kv_heads];
-    const int kv_head = static_cast<int>(reversed % kv.kv_heads);
-    const ptrdiff_t head_offset = static_cast<ptrdiff_t>(kv_head) * head_group * kv.head_dim;
-    ops_->attention({.kv_dtype = kv.dtype,
-                     .k_cache = kv.k,
-                     .v_cache = kv.v,
-                     .k_block_stride = kv.k_block_stride,
-                     .v_block_stride = kv.v_block_stride,
-                     .blocks = group.blocks,
-                     .head_dim = kv.head_dim,
-                     .kv_head = kv_head,
-                     .rows = group.rows,
-                     .q = args.q + head_offset,
-                     .out = args.out + head_offset,
-                     .q_offsets = group.offsets,
-                     .first_visible = group.first_visible,
-                     .context = group.context,
-                     .scale = args.scale,
-                     .softcap = 0,
-                     .sink_logit = 0,
-                     .has_sink = false});
+    ops_->attention(KernelArgs(args, {.group = static_cast<int>(reversed / kv.kv_heads),
+                                      .kv_head = static_cast<int>(reversed % kv.kv_heads),
+                                      .begin = 0,
+                                      .end = 0,
+                                      .partials = nullptr}));
   });
 }
 

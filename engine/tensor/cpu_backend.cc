@@ -50,6 +50,10 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
   if (!values) return values.error();
   mlp_values_ = std::move(*values);
 
+  auto partials = Allocate(kPartialBytes, "attention's partial sums");
+  if (!partials) return partials.error();
+  partials_ = std::move(*partials);
+
   const size_t chunk_floats = kTileTokens * kChunkPanels * cpu::kPanelRows;
   const size_t row_floats =
       AlignUp(static_cast<size_t>(std::max({limits.max_cols, limits.max_mlp_width, 1024})), 16);
@@ -84,7 +88,8 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
 }
 
 size_t CpuBackend::workspace_bytes() const {
-  size_t total = worker_memory_.bytes() + mlp_packed_.bytes() + mlp_values_.bytes();
+  size_t total =
+      worker_memory_.bytes() + partials_.bytes() + mlp_packed_.bytes() + mlp_values_.bytes();
   for (const DeviceBuffer& buffer : packed_) total += buffer.bytes();
   return total;
 }

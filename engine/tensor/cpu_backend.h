@@ -47,6 +47,8 @@ class CpuBackend final : public Backend {
   // microseconds only; and less when several tiles pass over them, so that they stay in L2.
   static constexpr int64_t kMaxChunkBytes = 512 << 10;
   static constexpr int64_t kMaxReusedBytes = 256 << 10;
+  // Sums of 32 query heads of 128 over 200,000 tokens. Contexts that need more are not shared.
+  static constexpr size_t kPartialBytes = size_t{4} << 20;
   static constexpr int kKernelPanels = 4;  // panels that the matmul kernels take together
 
   // Panels [begin, end) of output `index` (Linear) or of group `index` (Mlp).
@@ -54,6 +56,15 @@ class CpuBackend final : public Backend {
     int index;
     int begin;
     int end;
+  };
+  // Parts [begin, end) of a context for kv head `kv_head` of group `group` of an attention call;
+  // sums of part 0 go to `partials`.
+  struct AttentionPiece {
+    int group;
+    int kv_head;
+    int begin;
+    int end;
+    float* partials;
   };
   // Tile `tile` of the rows of a group, packed at `packed`.
   struct Tile {
@@ -98,6 +109,9 @@ class CpuBackend final : public Backend {
   void PackTiles(const float* x, ptrdiff_t x_stride, int cols, const MlpArgs& args, bool gather);
   void GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
   void DownChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
+  cpu::AttentionArgs KernelArgs(const PagedAttentionArgs& args, const AttentionPiece& piece) const;
+  // Cuts contexts for Attention; false, with nothing cut, when partials_ is too small.
+  bool CutContexts(const PagedAttentionArgs& args);
   void RopeCacheToken(const RopeCacheArgs& args, int token);
   void TopKToken(const TopKArgs& args, int token);
 
@@ -112,6 +126,10 @@ class CpuBackend final : public Backend {
   size_t tile_bytes_[kActivationForms] = {};  // of the current Linear call
   DeviceBuffer mlp_packed_;                   // Mlp's packed inputs, then its packed activations
   DeviceBuffer mlp_values_;                   // [assignments, intermediate] F32, group after group
+
+  DeviceBuffer partials_;               // sums of attention's parts, when threads share contexts
+  std::vector<AttentionPiece> pieces_;  // what the threads take
+  std::vector<AttentionPiece> merges_;  // one of all parts for every group and kv head
 
   std::vector<Chunk> chunks_;
   std::vector<Tile> tiles_;

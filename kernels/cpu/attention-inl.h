@@ -6,8 +6,11 @@
 // over tokens upwards). Nothing in that order depends on other rows, so a row's result is the same
 // in any company. Up to kGroupRows rows go over a span together and share its loads.
 //
+// Parts of the context (ops.h) start afresh and are merged in order by MergePart, the one body for
+// rows done in one call and for parts done apart.
+//
 // Masked slots may hold anything: their scores are replaced before use, and their V is never
-// touched. Scratch is on the stack (about 45 KB).
+// touched. Scratch is on the stack (about 60 KB).
 //
 // Bound: for one or few rows the bytes of K and V (V is prefetched while K is read, and the next
 // span's K while V is read); for many rows 2 * head_dim multiply-accumulates per row and key.
@@ -26,6 +29,7 @@ constexpr int kGroupRows = 16;
 constexpr int kSpanBlocks = 8;
 constexpr int kSpanTokens = kSpanBlocks * kKvBlockTokens;
 constexpr int kMaxHeadDim = 256;
+static_assert(kAttentionPartTokens % kSpanTokens == 0);
 // Prefetch hint. A span does not fit L1, and L1 tracks too few misses to stream from memory (on Zen
 // 4 the hint is worth half as much bandwidth again).
 constexpr int kIntoL2 = 2;
@@ -42,7 +46,10 @@ struct AttentionScratch {
   alignas(64) float span_top[kGroupRows];        // of the current span
   alignas(64) float rescale[kGroupRows];         // what a new maximum makes of earlier sums
   Vec total[kGroupRows];                         // running sum of exponentials, by token mod 16
-  int begin[kGroupRows];  // visible tokens of the current span, relative to its start
+  alignas(64) float merged[kGroupRows][kMaxHeadDim];  // of earlier parts: out, top and total
+  float merged_top[kGroupRows];
+  float merged_total[kGroupRows];  // 0 before a row's first part
+  int begin[kGroupRows];           // visible tokens of the current span, relative to its start
   int end[kGroupRows];
 };
 
@@ -292,6 +299,89 @@ void AllRows(const Span<T>& span, AttentionScratch& s, int rows, bool values) {
   RowsOf<T, 1>(span, s, row, rows, values);
 }
 
+// As AttentionPartialFloats of ops.h, which may not be called from here (isa_macros.h).
+SLUICE_INLINE size_t AttentionPartialFloatsHere(int head_dim) {
+  return (static_cast<size_t>(head_dim) + 15) / 16 * 16 + 16;
+}
+
+// Adds a part to the sums of the parts before it; total == 0 says that there are none. Never
+// inlined: one body, so that every caller rounds alike.
+__attribute__((noinline)) void MergePart(const float* part, float part_top, float part_total,
+                                         int head_dim, float* out, float* top, float* total) {
+  if (*total == 0.0f) {
+    for (int d = 0; d < head_dim; d += 16) Store(out + d, Load(part + d));
+    *top = part_top;
+    *total = part_total;
+    return;
+  }
+  const float new_top = part_top > *top ? part_top : *top;
+  const Vec old_scale = Exp2OfNegative(Set(*top - new_top));
+  const Vec part_scale = Exp2OfNegative(Set(part_top - new_top));
+  for (int d = 0; d < head_dim; d += 16) {
+    Store(out + d, Fma(Load(part + d), part_scale, Mul(Load(out + d), old_scale)));
+  }
+  *top = new_top;
+  *total = MaxLanes(Fma(Set(part_total), part_scale, Mul(Set(*total), old_scale)));
+}
+
+// Normalizes a row's sums and writes its output.
+__attribute__((noinline)) void FinishRow(const AttentionArgs& args, const float* sums, float top,
+                                         float total, float* out) {
+  float out_scale = 1.0f;
+  if (args.has_sink) {
+    const float sink = args.sink_logit * kLog2E;
+    const float new_top = top > sink ? top : sink;
+    out_scale = MaxLanes(Exp2OfNegative(Set(top - new_top)));
+    total = total * out_scale + MaxLanes(Exp2OfNegative(Set(sink - new_top)));
+  }
+  const Vec factor = Set(out_scale / total);
+  for (int d = 0; d < args.head_dim; d += 16) {
+    const int n = args.head_dim - d < 16 ? args.head_dim - d : 16;
+    StoreN(out + d, Mul(Load(sums + d), factor), n);
+  }
+}
+
+// The sums of `rows` rows over tokens [begin, end), all that any of them sees of one part. K up to
+// KV block `last_wanted`, which may belong to the next part, is worth a prefetch.
+template <class T>
+void PartOfGroup(const AttentionArgs& args, const T* k_cache, const T* v_cache, int first, int rows,
+                 int begin, int end, int last_wanted, AttentionScratch& s) {
+  for (int r = 0; r < rows; ++r) {
+    for (int d = 0; d < args.head_dim; d += 16) Store(s.out[r] + d, Set(0.0f));
+    s.total[r] = Set(0.0f);
+  }
+  Store(s.top, Set(-__builtin_inff()));
+  Store(s.span_top, Set(-__builtin_inff()));
+  const int first_live = begin / kKvBlockTokens;
+  const int last_block = (end - 1) / kKvBlockTokens;
+  for (int start = begin / kSpanTokens * kSpanTokens; start < end; start += kSpanTokens) {
+    Span<T> span;
+    span.head_dim = args.head_dim;
+    const int first_block = start / kKvBlockTokens;
+    const int left = last_block + 1 - first_block;
+    span.blocks = left < kSpanBlocks ? left : kSpanBlocks;
+    for (int b = 0; b < span.blocks; ++b) {
+      // Blocks that lie wholly before the window may be gone: read a live one in their place.
+      const int block = first_block + b < first_live ? first_live : first_block + b;
+      const int next = block + kSpanBlocks <= last_wanted ? block + kSpanBlocks : last_wanted;
+      const size_t physical = static_cast<size_t>(args.blocks[block]);
+      span.k[b] = k_cache + physical * args.k_block_stride;
+      span.v[b] = v_cache + physical * args.v_block_stride;
+      span.next_k[b] = k_cache + static_cast<size_t>(args.blocks[next]) * args.k_block_stride;
+    }
+    AllRows<T>(span, s, rows, false);
+    for (int r = 0; r < rows; ++r) {
+      const int row_begin = args.first_visible[first + r] - start;
+      const int row_end = args.context[first + r] - start;
+      s.begin[r] = row_begin < 0 ? 0 : row_begin;
+      s.end[r] = row_end < kSpanTokens ? row_end : kSpanTokens;
+      if (s.begin[r] >= s.end[r]) s.begin[r] = s.end[r] = 0;
+    }
+    SoftmaxStep(args, s, rows);
+    AllRows<T>(span, s, rows, true);
+  }
+}
+
 // Rows [first, first + rows), rows <= kGroupRows.
 template <class T>
 void AttentionGroup(const AttentionArgs& args, int first, int rows) {
@@ -312,57 +402,63 @@ void AttentionGroup(const AttentionArgs& args, int first, int rows) {
     for (int d = 0; d < head_dim; d += 16) {
       const int n = head_dim - d < 16 ? head_dim - d : 16;
       Store(s.q[r] + d, Mul(LoadN(q + d, n), Set(scale)));
-      Store(s.out[r] + d, Set(0.0f));
     }
-    s.total[r] = Set(0.0f);
+    s.merged_total[r] = 0.0f;
   }
-  Store(s.top, Set(-__builtin_inff()));
-  Store(s.span_top, Set(-__builtin_inff()));
-
-  const int first_live = begin / kKvBlockTokens;
-  const int last_block = (end - 1) / kKvBlockTokens;
-  for (int start = begin / kSpanTokens * kSpanTokens; start < end; start += kSpanTokens) {
-    Span<T> span;
-    span.head_dim = head_dim;
-    const int first_block = start / kKvBlockTokens;
-    const int left = last_block + 1 - first_block;
-    span.blocks = left < kSpanBlocks ? left : kSpanBlocks;
-    for (int b = 0; b < span.blocks; ++b) {
-      // Blocks that lie wholly before the window may be gone: read a live one in their place.
-      const int block = first_block + b < first_live ? first_live : first_block + b;
-      const int next = block + kSpanBlocks <= last_block ? block + kSpanBlocks : last_block;
-      const size_t physical = static_cast<size_t>(args.blocks[block]);
-      span.k[b] = k_cache + physical * args.k_block_stride;
-      span.v[b] = v_cache + physical * args.v_block_stride;
-      span.next_k[b] = k_cache + static_cast<size_t>(args.blocks[next]) * args.k_block_stride;
-    }
-    AllRows<T>(span, s, rows, false);
+  if (args.partials != nullptr) {
+    const int parts_begin = args.part_begin * kAttentionPartTokens;
+    const int parts_end = args.part_end * kAttentionPartTokens;
+    begin = parts_begin > begin ? parts_begin : begin;
+    end = parts_end < end ? parts_end : end;
+  }
+  while (begin < end) {
+    const int part = begin / kAttentionPartTokens;
+    const int part_start = part * kAttentionPartTokens;
+    const int part_end =
+        part_start + kAttentionPartTokens < end ? part_start + kAttentionPartTokens : end;
+    PartOfGroup<T>(args, k_cache, v_cache, first, rows, begin, part_end, (end - 1) / kKvBlockTokens,
+                   s);
     for (int r = 0; r < rows; ++r) {
-      const int row_begin = args.first_visible[first + r] - start;
-      const int row_end = args.context[first + r] - start;
-      s.begin[r] = row_begin < 0 ? 0 : row_begin;
-      s.end[r] = row_end < kSpanTokens ? row_end : kSpanTokens;
-      if (s.begin[r] >= s.end[r]) s.begin[r] = s.end[r] = 0;
+      const int row_begin = args.first_visible[first + r];
+      if (args.context[first + r] <= part_start || row_begin >= part_end) continue;
+      const float total = SumLanes(s.total[r]);
+      if (args.partials == nullptr) {
+        MergePart(s.out[r], s.top[r], total, head_dim, s.merged[r], &s.merged_top[r],
+                  &s.merged_total[r]);
+        continue;
+      }
+      const size_t index = static_cast<size_t>(first + r) * static_cast<size_t>(args.parts) +
+                           static_cast<size_t>(part);
+      const size_t floats = AttentionPartialFloatsHere(head_dim);
+      float* partial = args.partials + index * floats;
+      for (int d = 0; d < head_dim; d += 16) Store(partial + d, Load(s.out[r] + d));
+      partial[floats - 16] = s.top[r];
+      partial[floats - 15] = total;
     }
-    SoftmaxStep(args, s, rows);
-    AllRows<T>(span, s, rows, true);
+    begin = part_end;
   }
-
+  if (args.partials != nullptr) return;
   for (int r = 0; r < rows; ++r) {
-    float total = SumLanes(s.total[r]);
-    float out_scale = 1.0f;
-    if (args.has_sink) {
-      const float sink = args.sink_logit * kLog2E;
-      const float top = s.top[r] > sink ? s.top[r] : sink;
-      out_scale = MaxLanes(Exp2OfNegative(Set(s.top[r] - top)));
-      total = total * out_scale + MaxLanes(Exp2OfNegative(Set(sink - top)));
+    FinishRow(args, s.merged[r], s.merged_top[r], s.merged_total[r],
+              args.out + args.q_offsets[first + r]);
+  }
+}
+
+void MergeAttention(const AttentionArgs& args) {
+  alignas(64) float sums[kMaxHeadDim];
+  const size_t floats = AttentionPartialFloatsHere(args.head_dim);
+  for (int r = 0; r < args.rows; ++r) {
+    float top = 0.0f;
+    float total = 0.0f;
+    const int last = (args.context[r] - 1) / kAttentionPartTokens;
+    for (int part = args.first_visible[r] / kAttentionPartTokens; part <= last; ++part) {
+      const size_t index =
+          static_cast<size_t>(r) * static_cast<size_t>(args.parts) + static_cast<size_t>(part);
+      const float* partial = args.partials + index * floats;
+      MergePart(partial, partial[floats - 16], partial[floats - 15], args.head_dim, sums, &top,
+                &total);
     }
-    const Vec factor = Set(out_scale / total);
-    float* out = args.out + args.q_offsets[first + r];
-    for (int d = 0; d < head_dim; d += 16) {
-      const int n = head_dim - d < 16 ? head_dim - d : 16;
-      StoreN(out + d, Mul(Load(s.out[r] + d), factor), n);
-    }
+    FinishRow(args, sums, top, total, args.out + args.q_offsets[r]);
   }
 }
 

@@ -33,6 +33,17 @@ inline constexpr int kPanelRows = 16;
 // Keys per KV block; also the layout unit of the K cache (see AttentionArgs).
 inline constexpr int kKvBlockTokens = 16;
 
+// Tokens in a part of attention; see AttentionArgs.
+inline constexpr int kAttentionPartTokens = 1024;
+
+constexpr int AttentionParts(int context) {
+  return (context + kAttentionPartTokens - 1) / kAttentionPartTokens;
+}
+// [head_dim, to a multiple of 16] weighted values, then the maximum and the sum of exponentials.
+constexpr size_t AttentionPartialFloats(int head_dim) {
+  return (static_cast<size_t>(head_dim) + 15) / 16 * 16 + 16;
+}
+
 struct MatmulArgs {
   DType weight_dtype;
   const void*
@@ -85,6 +96,11 @@ struct NestedMatmulArgs {
 // v_cache + b * v_block_stride holds [kv_head][16 tokens][head_dim]. Element type is kv_dtype (F32,
 // F16 or BF16). Strides are in elements. Slots past the context are never read into a result,
 // whatever bytes they hold.
+//
+// A row's context is cut into parts at absolute positions, multiples of kAttentionPartTokens. Each
+// part is summed by itself and the parts' sums are merged in ascending order: by `attention` itself
+// when `partials` is null, or by `merge_attention` after calls of `attention` that left every
+// part's sums in `partials`, in any order and on any threads. Both ways give the same bytes.
 struct AttentionArgs {
   DType kv_dtype;
   const void* k_cache;
@@ -107,6 +123,14 @@ struct AttentionArgs {
   float softcap;     // 0: none; else softcap * tanh(score / softcap)
   float sink_logit;  // used when has_sink: joins the softmax denominator
   bool has_sink;
+  // Null: whole rows are written to `out`. Otherwise `attention` computes parts [part_begin,
+  // part_end) only and leaves the sums of row i's part p at partials + (i * parts + p) *
+  // AttentionPartialFloats(head_dim); REQUIRES parts >= AttentionParts(context[i]) for all rows.
+  // Parts of which a row sees nothing are neither written nor merged.
+  float* partials;
+  int parts;
+  int part_begin;
+  int part_end;
 };
 
 struct Ops {
@@ -120,6 +144,8 @@ struct Ops {
                            const int32_t* gather, int tokens, int cols, void* packed);
   void (*matmul)(const MatmulArgs& args);
   void (*attention)(const AttentionArgs& args);
+  // Merges the parts of every row and writes `out`; the same args, part_begin and part_end aside.
+  void (*merge_attention)(const AttentionArgs& args);
 
   // The same three for bit-nested matrices.
   size_t (*nested_activation_bytes)(int tokens, int cols);

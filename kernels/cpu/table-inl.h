@@ -30,6 +30,7 @@ const Ops kOps = {
     .pack_activations = PackActivations,
     .matmul = Matmul,
     .attention = Attention,
+    .merge_attention = MergeAttention,
     .nested_activation_bytes = SLUICE_NESTED_ISA::NestedActivationBytes,
     .nested_pack_activations = SLUICE_NESTED_ISA::NestedPackActivations,
     .nested_matmul = SLUICE_NESTED_ISA::NestedMatmul,

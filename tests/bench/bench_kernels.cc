@@ -230,9 +230,10 @@ void BenchAttention(Bench& b) {
   for (const DType dtype : b.dtypes) {
     for (const Shape& s :
          {Shape{"decode", 4, 8, 128, 1, 4096}, Shape{"decode", 8, 4, 128, 1, 4096},
-          Shape{"decode", 16, 1, 128, 1, 4096}, Shape{"decode", 2, 3, 32, 1, 512},
-          Shape{"prefill", 4, 8, 128, 64, 1024}, Shape{"prefill", 16, 1, 128, 64, 1024},
-          Shape{"prefill", 2, 3, 32, 64, 512}}) {
+          Shape{"decode", 16, 1, 128, 1, 4096}, Shape{"decode", 1, 8, 128, 1, 32768},
+          Shape{"decode", 2, 4, 128, 1, 32768}, Shape{"decode", 4, 1, 128, 1, 32768},
+          Shape{"decode", 2, 4, 32, 1, 512}, Shape{"prefill", 4, 8, 128, 64, 1024},
+          Shape{"prefill", 16, 1, 128, 64, 1024}, Shape{"prefill", 2, 4, 32, 64, 512}}) {
       const int blocks = (s.context + 15) / 16;
       const size_t stride = static_cast<size_t>(s.kv_heads) * 16 * s.head_dim;
       const size_t bytes = 2 * blocks * stride * DTypeBytes(dtype);
@@ -257,30 +258,48 @@ void BenchAttention(Bench& b) {
           offsets.push_back((static_cast<ptrdiff_t>(t) * s.kv_heads * s.group + g) * s.head_dim);
         }
       }
+      // Decode is cut into parts of the context as CpuBackend does where kv heads are few.
+      const int parts = AttentionParts(s.context);
+      const bool cut = s.tokens == 1 && parts > 1 && s.kv_heads < 8 * b.threads;
+      const int step = std::max(1, parts * s.kv_heads / (8 * b.threads));
+      const int pieces = cut ? (parts + step - 1) / step : 1;
+      const size_t partial_floats = AttentionPartialFloats(s.head_dim) * rows * parts;
+      std::vector<float> partials(cut ? partial_floats * s.kv_heads : 0);
+      const auto args_of = [&](int at, int64_t head) {
+        AttentionArgs args = {};
+        args.kv_dtype = dtype;
+        args.k_cache = arena.data();
+        args.v_cache = arena.data() + stride * DTypeBytes(dtype);
+        args.k_block_stride = args.v_block_stride = 2 * stride;
+        args.blocks = table.data() + static_cast<size_t>(at) * blocks;
+        args.head_dim = s.head_dim;
+        args.kv_head = static_cast<int>(head);
+        args.rows = rows;
+        args.q = q.data() + head * s.group * s.head_dim;
+        args.out = out.data() + head * s.group * s.head_dim;
+        args.q_offsets = offsets.data();
+        args.first_visible = first.data();
+        args.context = context.data();
+        args.scale = 0.1f;
+        if (cut) args.partials = partials.data() + static_cast<size_t>(head) * partial_floats;
+        args.parts = parts;
+        return args;
+      };
       // One copy at a time: short measurements find quiet moments on a busy machine.
       int copy = 0, read_copy = copies / 2;
       const auto attend = [&] {
         copy = (copy + 1) % copies;
-        b.pool.ParallelFor(s.kv_heads, 1, [&](int64_t begin, int64_t end) {
-          for (int64_t head = begin; head < end; ++head) {
-            AttentionArgs args = {};
-            args.kv_dtype = dtype;
-            args.k_cache = arena.data();
-            args.v_cache = arena.data() + stride * DTypeBytes(dtype);
-            args.k_block_stride = args.v_block_stride = 2 * stride;
-            args.blocks = table.data() + static_cast<size_t>(copy) * blocks;
-            args.head_dim = s.head_dim;
-            args.kv_head = static_cast<int>(head);
-            args.rows = rows;
-            args.q = q.data() + head * s.group * s.head_dim;
-            args.out = out.data() + head * s.group * s.head_dim;
-            args.q_offsets = offsets.data();
-            args.first_visible = first.data();
-            args.context = context.data();
-            args.scale = 0.1f;
+        b.pool.ParallelFor(int64_t{s.kv_heads} * pieces, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            AttentionArgs args = args_of(copy, i / pieces);
+            args.part_begin = static_cast<int>(i % pieces) * step;
+            args.part_end = std::min(parts, args.part_begin + step);
             b.ops->attention(args);
           }
         });
+        for (int head = 0; cut && head < s.kv_heads; ++head) {
+          b.ops->merge_attention(args_of(copy, head));
+        }
       };
       const auto read = [&] {
         read_copy = (read_copy + 1) % copies;
@@ -295,7 +314,7 @@ void BenchAttention(Bench& b) {
       for (const int c : context) keys += c;
       const double macs = keys * s.kv_heads * 2 * s.head_dim;
       std::printf(
-          "attention %-4s %-7s kv heads %2d x %d, head_dim %3d, context %4d: %8.1f us/call, "
+          "attention %-4s %-7s kv heads %2d x %d, head_dim %3d, context %5d: %8.1f us/call, "
           "%5.1f GB/s = %3.0f%% of read, %5.1f GMAC/s = %3.0f%% of peak\n",
           DTypeName(dtype), s.what, s.kv_heads, s.group, s.head_dim, s.context, best[1] * 1e6,
           static_cast<double>(bytes) / best[1] * 1e-9, 100 * best[0] / best[1],

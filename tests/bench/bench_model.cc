@@ -1,7 +1,8 @@
 // Where a forward pass spends its time: milliseconds by op for a prefill and for decoding, beside
 // the machine's read bandwidth and arithmetic peak. A profile to be read by people, not a test.
 //
-//   bench_model DIRECTORY [prompt=512] [decode steps=64] [threads=0] [isa=auto] [streams=1] [prefills=5]
+//   bench_model DIRECTORY [prompt=512] [decode steps=64] [threads=0] [isa=auto] [streams=1]
+//   [prefills=5]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -170,8 +171,9 @@ int Main(int argc, char** argv) {
   const int threads = argument(4, 0) > 0 ? argument(4, 0) : cpu::UsableCores();
   cpu::Isa isa = cpu::Isa::kAuto;
   if (argc < 2 || (argc > 5 && !cpu::ParseIsa(argv[5], &isa)) || cpu::SelectOps(isa) == nullptr) {
-    std::fprintf(stderr,
-                 "usage: bench_model DIRECTORY [prompt] [steps] [threads] [isa] [streams] [prefills]\n");
+    std::fprintf(
+        stderr,
+        "usage: bench_model DIRECTORY [prompt] [steps] [threads] [isa] [streams] [prefills]\n");
     return 2;
   }
   const int streams = argument(6, 1);

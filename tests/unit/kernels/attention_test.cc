@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -80,6 +81,42 @@ class Cache {
     }
     REQUIRE(touched == 0);
     return std::vector<float>(out.data(), out.data() + rows.size() * stride);
+  }
+
+  // As Attend, but part by part from the last to the first, then merged.
+  std::vector<float> AttendInParts(AttentionArgs args, const std::vector<float>& q,
+                                   const std::vector<Row>& rows) const {
+    std::vector<ptrdiff_t> offsets;
+    std::vector<int32_t> first, context;
+    int longest = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      offsets.push_back(static_cast<ptrdiff_t>(i) * head_dim_);
+      first.push_back(rows[i].first_visible);
+      context.push_back(rows[i].context);
+      longest = std::max(longest, rows[i].context);
+    }
+    Guarded<float> out(rows.size() * head_dim_, 4);
+    args.rows = static_cast<int>(rows.size());
+    args.q = q.data();
+    args.out = out.data();
+    args.q_offsets = offsets.data();
+    args.first_visible = first.data();
+    args.context = context.data();
+    args.parts = AttentionParts(longest);
+    Guarded<float> partials(rows.size() * args.parts * AttentionPartialFloats(head_dim_), 4);
+    partials.Assign(std::vector<float>(rows.size() * args.parts * AttentionPartialFloats(head_dim_),
+                                       std::numeric_limits<float>::quiet_NaN()));
+    args.partials = partials.data();
+    for (int end = args.parts; end > 0;) {
+      args.part_begin = std::max(0, end - 1 - end % 2);
+      args.part_end = end;
+      ops_.attention(args);
+      end = args.part_begin;
+    }
+    ops_.merge_attention(args);
+    REQUIRE(partials.Intact());
+    REQUIRE(out.Intact());
+    return std::vector<float>(out.data(), out.data() + rows.size() * head_dim_);
   }
 
   std::vector<float> Expected(const AttentionArgs& args, const float* q, Row row) const {
@@ -216,6 +253,36 @@ TEST_CASE("A query row gets the same bytes whatever rows it is grouped with",
                     0);
           }
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("Parts of a long context done apart and merged give the same bytes as whole rows",
+          "[kernels][attention]") {
+  Numbers numbers(25);
+  const int context = 3 * kAttentionPartTokens + 77;
+  for (const Ops* ops : AvailableOps()) {
+    for (const int head_dim : {24, 64}) {
+      INFO(Case(*ops, DType::kF16, "head_dim", head_dim));
+      const Cache cache(*ops, DType::kF16, 1, head_dim, context, numbers);
+      AttentionArgs args = cache.Args(0);
+      std::vector<Row> rows = {{0, context},
+                               {0, 1},
+                               {0, kAttentionPartTokens},
+                               {0, kAttentionPartTokens + 1},
+                               {kAttentionPartTokens - 1, kAttentionPartTokens + 1},
+                               {kAttentionPartTokens, 2 * kAttentionPartTokens},
+                               {2 * kAttentionPartTokens - 3, context}};
+      for (int i = 0; i < 14; ++i) rows.push_back({i % 2 * 900, context - 20 + i});
+      const std::vector<float> q = numbers.Vector(rows.size() * head_dim, 6.0f);
+      for (const bool has_sink : {false, true}) {
+        args.has_sink = has_sink;
+        args.sink_logit = 2.0f;
+        const std::vector<float> whole = cache.Attend(args, q, rows, head_dim);
+        const std::vector<float> merged = cache.AttendInParts(args, q, rows);
+        REQUIRE(std::memcmp(whole.data(), merged.data(), whole.size() * sizeof(float)) == 0);
+        CHECK(WorstError(cache, args, q, rows, head_dim) < 3e-6);
       }
     }
   }

@@ -262,4 +262,53 @@ TEST_CASE("Combine adds each token's weighted rows to what was there", "[tensor]
   CHECK(out == std::vector<float>{7 + 50 + 2, 8 + 100 + 4, 9, 10});
 }
 
+TEST_CASE("Attention over long contexts is the same for every number of threads", "[tensor]") {
+  constexpr int kHeadDim = 32, kHeads = 4, kBlocks = 200;
+  constexpr int kTokens = kBlocks * cpu::kKvBlockTokens;
+  const std::vector<float> q = Values(size_t{3} * kHeads * kHeadDim, 3);
+  const int32_t first[3] = {0, 0, 1500};
+  const int32_t context[3] = {kTokens - 5, kTokens, 2900};
+  for (const int kv_heads : {1, 2}) {
+    const size_t stride = size_t{cpu::kKvBlockTokens} * kHeadDim * kv_heads;
+    std::vector<float> k = Values(stride * kBlocks, 1), v = Values(stride * kBlocks, 2);
+    std::vector<int32_t> blocks(kBlocks);
+    for (int i = 0; i < kBlocks; ++i) blocks[i] = i * 7 % kBlocks;
+    const int head_group = kHeads / kv_heads;
+    std::vector<ptrdiff_t> offsets;
+    std::vector<int32_t> row_first, row_context;
+    for (int token = 0; token < 3; ++token) {
+      for (int head = 0; head < head_group; ++head) {
+        offsets.push_back((ptrdiff_t{token} * kHeads + head) * kHeadDim);
+        row_first.push_back(first[token]);
+        row_context.push_back(context[token]);
+      }
+    }
+    std::vector<AttentionGroup> groups;
+    for (const auto& [begin, tokens] : {std::pair(0, 2), std::pair(2, 1)}) {
+      const int row = begin * head_group;
+      groups.push_back({.blocks = blocks.data(),
+                        .rows = tokens * head_group,
+                        .offsets = offsets.data() + row,
+                        .first_visible = row_first.data() + row,
+                        .context = row_context.data() + row});
+    }
+    std::vector<float> expected;
+    for (const int threads : {1, 2, 3, 7}) {
+      const auto backend = MakeBackend(threads);
+      std::vector<float> out(q.size(), -1.0f);
+      PagedAttentionArgs args;
+      args.kv = {DType::kF32, k.data(), v.data(), stride, stride, kv_heads, kHeadDim};
+      args.heads = kHeads;
+      args.q = q.data();
+      args.out = out.data();
+      args.scale = 0.5f;
+      args.groups = groups;
+      backend->Attention(args);
+      if (threads == 1) expected = out;
+      REQUIRE(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0);
+    }
+    for (const float value : expected) CHECK((value > -1.0f && value < 1.0f));
+  }
+}
+
 }  // namespace sluice
