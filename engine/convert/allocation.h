@@ -1,11 +1,11 @@
-// How many bits each expert gets: pre-loading mixed-precision quantization (PMQ, of MC-MoE, Huang et
-// al. 2024: "Mixture Compressor for Mixture-of-Experts LLMs Gains More"), solved exactly.
+// How many bits each expert gets: pre-loading mixed-precision quantization (PMQ, of MC-MoE, Huang
+// et al. 2024: "Mixture Compressor for Mixture-of-Experts LLMs Gains More"), solved exactly.
 //
 // Chosen are bits[i] from the ladder that minimise
 //   sum over experts i of  frequency_i^alpha * mean_weight_i^beta * output_error_i(bits[i])^gamma
 // with an average of bits at most `average_bits`. Super Experts (Su et al. 2025: "Unveiling Super
-// Experts in Mixture-of-Experts Large Language Models") get the most bits whatever the sum says; they
-// are paid from the same budget.
+// Experts in Mixture-of-Experts Large Language Models") get the most bits whatever the sum says;
+// they are paid from the same budget.
 #pragma once
 
 #include <cstdint>

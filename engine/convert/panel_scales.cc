@@ -51,7 +51,7 @@ const cpu::GroupFitArgs& PanelScales::ArgsFor(const float* x, int group) {
   return args_;
 }
 
-void PanelScales::FitSuper(const float* x, int first, int end) {
+void PanelScales::FitSuper(const float* x, int first, int end, float headroom) {
   for (int g = first; g < end; ++g) {
     kernels_->fit(ArgsFor(x, g), fitted_[g].scale, fitted_[g].min);
   }
@@ -66,10 +66,10 @@ void PanelScales::FitSuper(const float* x, int first, int end) {
       min = std::max(min, -fitted_[g].min[r]);
     }
     const size_t at = static_cast<size_t>(super) * kNestedRows + r;
-    panel_->super_scale[at] = HalfBits(scale / top);
+    panel_->super_scale[at] = HalfBits(headroom * scale / top);
     super_scale_[r] = F16ToF32(panel_->super_scale[at]);
     if (has_min_) {
-      panel_->super_min[at] = HalfBits(min / top);
+      panel_->super_min[at] = HalfBits(headroom * min / top);
       super_min_[r] = F16ToF32(panel_->super_min[at]);
     }
   }

@@ -20,9 +20,10 @@ class PanelScales {
 
   int groups_per_super() const { return supers_ ? kNestedSuperCols / format_.group : 1; }
 
-  // Searches groups [first, end) of x, [padded cols][16], and fixes what they share (d and dmin).
-  // REQUIRES: the groups of one super, or one group of a format without supers.
-  void FitSuper(const float* x, int first, int end);
+  // Searches groups [first, end) of x, [padded cols][16], and fixes what they share (d and dmin),
+  // `headroom` times what they need. REQUIRES: the groups of one super, or one group of a
+  // format without supers.
+  void FitSuper(const float* x, int first, int end, float headroom = 1.0f);
   // Searches one group anew, within what FitSuper fixed.
   void Refit(const float* x, int group);
   // Writes the fields of `group` into the panel, chosen by the error of the values that they stand

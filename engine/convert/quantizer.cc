@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/base/check.h"
+#include "engine/convert/compensation.h"
 #include "engine/convert/panel_scales.h"
 
 namespace sluice {
@@ -38,6 +39,16 @@ std::vector<float> ColumnWeights(const InputStatistics& statistics, int cols) {
 
 }  // namespace
 
+void StoreCodes(NestedFormat format, int cols, int group, const int32_t* codes, NestedPanel* out) {
+  const auto padded = static_cast<size_t>(NestedPaddedCols(cols));
+  const int begin = group * format.group;
+  const int count = std::min<int>(format.group, cols - begin);
+  for (int r = 0; r < kNestedRows; ++r) {
+    uint8_t* to = out->codes.data() + r * padded + begin;
+    for (int k = 0; k < count; ++k) to[k] = static_cast<uint8_t>(codes[k * kNestedRows + r]);
+  }
+}
+
 void QuantizePanel(const QuantizerOptions& options, const InputStatistics& statistics,
                    const float* rows, int row_count, int cols, NestedPanel* out) {
   const NestedFormat format = options.format;
@@ -49,8 +60,12 @@ void QuantizePanel(const QuantizerOptions& options, const InputStatistics& stati
   Transpose(rows, row_count, cols, &x);
   const std::vector<float> weights = ColumnWeights(statistics, cols);
   PanelScales scales(format, levels, weights, out);
+  if (!statistics.compensation.empty()) {
+    SLUICE_CHECK(statistics.compensation.size() ==
+                 static_cast<size_t>(cols) * static_cast<size_t>(cols));
+    return CompensatePanel(format, levels, statistics.compensation, cols, &scales, &x, out);
+  }
   const int groups = NestedGroups(format, cols);
-  const auto padded = static_cast<size_t>(NestedPaddedCols(cols));
   int32_t codes[32 * kNestedRows];
   for (int first = 0; first < groups; first += scales.groups_per_super()) {
     const int end = std::min(groups, first + scales.groups_per_super());
@@ -58,12 +73,7 @@ void QuantizePanel(const QuantizerOptions& options, const InputStatistics& stati
     for (int g = first; g < end; ++g) {
       scales.Round(x.data(), g);
       scales.Encode(x.data(), g, codes);
-      const int begin = g * format.group;
-      const int count = std::min<int>(format.group, cols - begin);
-      for (int r = 0; r < kNestedRows; ++r) {
-        uint8_t* to = out->codes.data() + r * padded + begin;
-        for (int k = 0; k < count; ++k) to[k] = static_cast<uint8_t>(codes[k * kNestedRows + r]);
-      }
+      StoreCodes(format, cols, g, codes, out);
     }
   }
 }

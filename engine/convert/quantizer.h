@@ -29,9 +29,34 @@ struct QuantizerOptions {
 };
 std::vector<double> DefaultLevelWeights(int bits);
 
+// With compensation, columns are rounded from first to last, and what a column loses at a level is
+// made up for by the columns after it at that level (GPTQ, Frantar et al. 2022, for several
+// precisions at once): a code is the one whose values at all levels serve best. Otherwise every
+// weight takes its nearest code.
+//
 // rows: up to 16 rows, [row_count, cols]; missing rows of the panel become zeros.
 void QuantizePanel(const QuantizerOptions& options, const InputStatistics& statistics,
                    const float* rows, int row_count, int cols, NestedPanel* out);
+
+// Fits a matrix's levels to its weights by least squares, after its panels were quantized: what a
+// NestedLevel of a lower precision should be. Full precision keeps its default.
+class LevelFit {
+ public:
+  explicit LevelFit(NestedFormat format);
+  // rows and panel as QuantizePanel had and made them. Of `statistics` only mean_square counts.
+  void Add(const InputStatistics& statistics, const float* rows, int row_count, int cols,
+           const NestedPanel& panel);
+  // For WeightLayout::levels. Fits of several threads' panels are merged first.
+  void Merge(const LevelFit& other);
+  std::vector<NestedLevel> Levels() const;
+
+ private:
+  struct Sums {
+    double qq = 0, q = 0, one = 0, qy = 0, y = 0;  // of leading bits and weights, in scales
+  };
+  NestedFormat format_;
+  std::vector<Sums> sums_;  // [planes - 1]
+};
 
 // The format that holds blocks of this type without loss, or nothing (floats; IQ4 and MXFP4 types,
 // whose values are not equally spaced).

@@ -127,10 +127,8 @@ TEST_CASE("Equal experts are served in order, the same every time", "[allocation
   AllocationOptions options;
   options.protect_super_experts = false;
   options.average_bits = 2.5;
-  const ExpertProfile same = {.frequency = 0.5,
-                              .mean_weight = 0.5,
-                              .output_error = {8, 4, 2, 1, 0.5},
-                              .peak = 1};
+  const ExpertProfile same = {
+      .frequency = 0.5, .mean_weight = 0.5, .output_error = {8, 4, 2, 1, 0.5}, .peak = 1};
   const Profiles profiles = {std::vector<ExpertProfile>(4, same)};
   const auto allocation = AllocateBits(profiles, options);
   REQUIRE(allocation);

@@ -1,0 +1,101 @@
+#include <algorithm>
+
+#include "engine/base/check.h"
+#include "engine/convert/quantizer.h"
+#include "kernels/common/half.h"
+
+namespace sluice {
+namespace {
+
+// The scale and minimum that a group's fields stand for.
+struct Affine {
+  float scale;
+  float min;
+};
+Affine AffineOf(NestedFormat format, const NestedPanel& panel, int group, int row) {
+  const size_t at = static_cast<size_t>(group) * kNestedRows + row;
+  const size_t super =
+      static_cast<size_t>(group) * format.group / kNestedSuperCols * kNestedRows + row;
+  switch (format.scales) {
+    case ScaleKind::kF16:
+      return {F16ToF32(panel.scale[at]), 0};
+    case ScaleKind::kF16Min:
+      return {F16ToF32(panel.scale[at]), F16ToF32(panel.min[at])};
+    case ScaleKind::kU8Min:
+      return {F16ToF32(panel.super_scale[super]) * static_cast<float>(panel.scale[at]),
+              -(F16ToF32(panel.super_min[super]) * static_cast<float>(panel.min[at]))};
+    case ScaleKind::kI8:
+      break;
+  }
+  return {F16ToF32(panel.super_scale[super]) *
+              static_cast<float>(static_cast<int8_t>(panel.scale[at] & 0xff)),
+          0};
+}
+
+}  // namespace
+
+LevelFit::LevelFit(NestedFormat format)
+    : format_(format), sums_(static_cast<size_t>(NestedPlanes(format.bits) - 1)) {}
+
+void LevelFit::Add(const InputStatistics& statistics, const float* rows, int row_count, int cols,
+                   const NestedPanel& panel) {
+  const auto padded = static_cast<size_t>(NestedPaddedCols(cols));
+  for (int r = 0; r < row_count; ++r) {
+    const float* weights = rows + static_cast<ptrdiff_t>(r) * cols;
+    const uint8_t* codes = panel.codes.data() + static_cast<size_t>(r) * padded;
+    for (int begin = 0; begin < cols; begin += format_.group) {
+      const Affine affine = AffineOf(format_, panel, begin / format_.group, r);
+      const int end = std::min<int>(begin + format_.group, cols);
+      for (size_t l = 0; l < sums_.size(); ++l) {
+        const int dropped =
+            format_.bits - NestedPrecision(format_.bits, static_cast<int>(l) + 1);
+        Sums group;
+        for (int k = begin; k < end; ++k) {
+          const double importance =
+              statistics.mean_square.empty() ? 1.0 : double{statistics.mean_square[k]};
+          const double q = codes[k] >> dropped;
+          const double y = double{weights[k]} - affine.min;
+          group.qq += importance * q * q;
+          group.q += importance * q;
+          group.one += importance;
+          group.qy += importance * q * y;
+          group.y += importance * y;
+        }
+        const double s = affine.scale;
+        Sums& total = sums_[l];
+        total.qq += s * s * group.qq;
+        total.q += s * s * group.q;
+        total.one += s * s * group.one;
+        total.qy += s * group.qy;
+        total.y += s * group.y;
+      }
+    }
+  }
+}
+
+void LevelFit::Merge(const LevelFit& other) {
+  SLUICE_CHECK(format_ == other.format_);
+  for (size_t l = 0; l < sums_.size(); ++l) {
+    sums_[l].qq += other.sums_[l].qq;
+    sums_[l].q += other.sums_[l].q;
+    sums_[l].one += other.sums_[l].one;
+    sums_[l].qy += other.sums_[l].qy;
+    sums_[l].y += other.sums_[l].y;
+  }
+}
+
+std::vector<NestedLevel> LevelFit::Levels() const {
+  std::vector<NestedLevel> levels;
+  for (size_t l = 0; l < sums_.size(); ++l) {
+    const Sums& s = sums_[l];
+    levels.push_back(DefaultNestedLevel(format_, static_cast<int>(l) + 1));
+    const double determinant = s.qq * s.one - s.q * s.q;
+    if (!(determinant > 1e-9 * s.qq * s.one)) continue;  // one code only: nothing to fit
+    levels.back().mul = static_cast<float>((s.qy * s.one - s.q * s.y) / determinant);
+    levels.back().add = static_cast<float>((s.qq * s.y - s.q * s.qy) / determinant);
+  }
+  levels.push_back(DefaultNestedLevel(format_, NestedPlanes(format_.bits)));
+  return levels;
+}
+
+}  // namespace sluice
