@@ -10,6 +10,9 @@ namespace {
 
 constexpr int64_t kSmallFloats = 8 << 10;
 constexpr int64_t kSmallScores = 64 << 10;  // multiply-adds of attention that one thread just does
+// And those whose parts one thread merges: a part of 1024 tokens leaves as many floats as its rows
+// have values.
+constexpr int64_t kSmallMergeScores = int64_t{16 << 10} * cpu::kAttentionPartTokens;
 
 // Contexts are cut until every thread has about this many pieces: enough that a thread that the
 // system slows down leaves its share to the others.
@@ -158,7 +161,10 @@ void CpuBackend::Attention(const PagedAttentionArgs& args) {
     ForEach(static_cast<int64_t>(pieces_.size()), false, [&](Worker&, int64_t i) {
       ops_->attention(KernelArgs(args, pieces_[static_cast<size_t>(i)]));
     });
-    for (const AttentionPiece& piece : merges_) ops_->merge_attention(KernelArgs(args, piece));
+    ForEach(static_cast<int64_t>(merges_.size()), scores <= kSmallMergeScores,
+            [&](Worker&, int64_t i) {
+              ops_->merge_attention(KernelArgs(args, merges_[static_cast<size_t>(i)]));
+            });
     return;
   }
   // Later groups of a chunk see more context: they go first, so that no worker ends with the

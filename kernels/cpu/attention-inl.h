@@ -62,6 +62,12 @@ struct Span {
   int head_dim;
 };
 
+// Whether the i-th of consecutive Vecs of T begins a cache line of 64 bytes.
+template <class T>
+SLUICE_INLINE bool NewLine(int i) {
+  return i % (64 / (16 * static_cast<int>(sizeof(T)))) == 0;
+}
+
 // Scores of R rows for B blocks from `block` on.
 template <class T, int R, int B>
 void Scores(const Span<T>& span, int block, AttentionScratch& s, int row, bool prefetch) {
@@ -76,7 +82,9 @@ void Scores(const Span<T>& span, int block, AttentionScratch& s, int row, bool p
     Vec k[B];
     SLUICE_UNROLL(8)
     for (int b = 0; b < B; ++b) {
-      if (prefetch) __builtin_prefetch(span.v[block + b] + d * kKvBlockTokens, 0, kIntoL2);
+      if (prefetch && NewLine<T>(d)) {
+        __builtin_prefetch(span.v[block + b] + d * kKvBlockTokens, 0, kIntoL2);
+      }
       k[b] = Load(span.k[block + b] + d * kKvBlockTokens);
     }
     SLUICE_UNROLL(8)
@@ -184,7 +192,9 @@ void WeightedValues(const Span<T>& span, AttentionScratch& s, int row, int d, in
       SLUICE_UNROLL(16)
       for (int i = 0; i < D; ++i) {
         const T* from = span.v[block] + offset + 16 * i;
-        if (prefetch) __builtin_prefetch(span.next_k[block] + offset + 16 * i, 0, kIntoL2);
+        if (prefetch && NewLine<T>(i)) {
+          __builtin_prefetch(span.next_k[block] + offset + 16 * i, 0, kIntoL2);
+        }
         if constexpr (kLanes == 16) {
           v[i] = Load(from);
         } else {
