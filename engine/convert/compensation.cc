@@ -95,7 +95,7 @@ class ColumnRounder {
 
 void CompensatePanel(NestedFormat format, std::span<const double> level_weights,
                      std::span<const float> factor, int cols, PanelScales* scales,
-                     std::vector<float>* x, NestedPanel* out) {
+                     const std::vector<float>& x, NestedPanel* out) {
   const cpu::ConvertOps* ops = cpu::SelectConvertOps(cpu::Isa::kAuto);
   const int planes = NestedPlanes(format.bits);
   std::vector<Level> levels;
@@ -106,7 +106,7 @@ void CompensatePanel(NestedFormat format, std::span<const double> level_weights,
     levels.push_back({.dropped = format.bits - NestedPrecision(format.bits, p),
                       .add = DefaultNestedLevel(format, p).add,
                       .weight = static_cast<float>(weight),
-                      .targets = *x,
+                      .targets = x,
                       .errors = {}});
   }
   ColumnRounder rounder(format, &levels);
@@ -134,10 +134,11 @@ void CompensatePanel(NestedFormat format, std::span<const double> level_weights,
     }
     for (Level& level : levels) {
       if (end <= begin) break;
-      ops->subtract_products(level.errors, end - begin,
-                             factor.data() + static_cast<ptrdiff_t>(begin) * cols + end, cols,
-                             cols - end, level.targets.data() + static_cast<ptrdiff_t>(end) * kRows);
+      ops->subtract_products(
+          level.errors, end - begin, factor.data() + static_cast<ptrdiff_t>(begin) * cols + end,
+          cols, cols - end, level.targets.data() + static_cast<ptrdiff_t>(end) * kRows);
     }
+    scales->AddGain(x.data(), g, codes);
     StoreCodes(format, cols, g, codes, out);
   }
 }

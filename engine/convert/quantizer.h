@@ -26,6 +26,12 @@ struct QuantizerOptions {
   // How much the squared error at each number of planes counts when scales and codes are chosen;
   // [NestedPlanes(bits)], the last one is full precision. Empty: DefaultLevelWeights(bits).
   std::vector<double> level_weights;
+  // What least squares rounds, it shrinks: quantized weights reproduce 1 - e of their matrix's
+  // output and noise, e their relative squared error, and the same shrinkage in every matrix adds
+  // up while noise does not. 1: each row's scales are multiplied so that its output keeps its size
+  // at full precision (and a LevelFit's likewise at lower ones); 0: least squares; between: a power
+  // of it.
+  double keep_gain = 1.0;
 };
 std::vector<double> DefaultLevelWeights(int bits);
 
@@ -46,13 +52,14 @@ class LevelFit {
   // rows and panel as QuantizePanel had and made them. Of `statistics` only mean_square counts.
   void Add(const InputStatistics& statistics, const float* rows, int row_count, int cols,
            const NestedPanel& panel);
-  // For WeightLayout::levels. Fits of several threads' panels are merged first.
-  void Merge(const LevelFit& other);
-  std::vector<NestedLevel> Levels() const;
+  void Merge(const LevelFit& other);  // of the same format
+  // For WeightLayout::levels. keep_gain as in QuantizerOptions.
+  std::vector<NestedLevel> Levels(double keep_gain = 1.0) const;
 
  private:
   struct Sums {
-    double qq = 0, q = 0, one = 0, qy = 0, y = 0;  // of leading bits and weights, in scales
+    // Of s * leading bits (q), s (one) and w - m (y).
+    double qq = 0, q = 0, one = 0, qy = 0, y = 0, yy = 0;
   };
   NestedFormat format_;
   std::vector<Sums> sums_;  // [planes - 1]

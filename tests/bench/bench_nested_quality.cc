@@ -46,6 +46,7 @@ struct Recipe {
   bool fit = false;
   double damping = 0.05;
   double prior = 32;
+  double gain = 0;
 };
 
 const std::vector<Recipe>& Recipes() {
@@ -74,11 +75,18 @@ const std::vector<Recipe>& Recipes() {
       {"4-gptq.1-damp.2", kFour, {0.1, 0.3, 1}, true, true, false, 0.2},
       {"4-gptq.1-prior0", kFour, {0.1, 0.3, 1}, true, true, false, 0.05, 0},
       {"4-gptq.1-prior4", kFour, {0.1, 0.3, 1}, true, true, false, 0.05, 4},
-      {"8-free", kEight, {0, 0, 1, 1, 0}},
-      {"8-gptq", kEight, {0, 0, 1, 1, 1}, true, true},
-      {"8-gptq.03", kEight, {0.03, 0.1, 1, 1, 1}, true, true},
-      {"8-gptq.1", kEight, {0.1, 0.3, 1, 1, 1}, true, true},
-      {"8-gptq.1b", kEight, {0.1, 0.3, 1, 3, 3}, true, true},
+      {"2-gain", kTwo, {1}, false, false, false, 0, 0, 1},
+      {"3-gain", kThree, {0, 1}, false, false, false, 0, 0, 1},
+      {"4-gain", kFour, {0, 0, 1}, false, false, true, 0, 0, 1},
+      {"4-gain.1", kFour, {0.1, 0, 1}, false, false, true, 0, 0, 1},
+      {"2-gptq-gain", kTwo, {1}, true, true, false, 0.05, 32, 1},
+      {"2-gptq-gain.5", kTwo, {1}, true, true, false, 0.05, 32, 0.5},
+      {"3-gptq-gain", kThree, {0, 1}, true, true, false, 0.05, 32, 1},
+      {"4-gptq.03-gain", kFour, {0.03, 0.1, 1}, true, true, true, 0.05, 32, 1},
+      {"4-gptq.1-gain", kFour, {0.1, 0.3, 1}, true, true, true, 0.05, 32, 1},
+      {"8-gain", kEight, {0.03, 0.1, 1, 1, 1}, false, false, true, 0, 0, 1},
+      {"8-gptq.03-gain", kEight, {0.03, 0.1, 1, 1, 1}, true, true, true, 0.05, 32, 1},
+      {"8-gptq.1-gain", kEight, {0.1, 0.3, 1, 1, 1}, true, true, true, 0.05, 32, 1},
   };
   return recipes;
 }
@@ -276,7 +284,8 @@ class Quality {
     }
   }
 
-  static std::vector<std::vector<float>> Quantize(const Recipe& recipe, const InputStatistics& known,
+  static std::vector<std::vector<float>> Quantize(const Recipe& recipe,
+                                                  const InputStatistics& known,
                                                   const Tensor& tensor) {
     const NestedFormat format = recipe.format;
     const int rows = static_cast<int>(tensor.shape[0]), cols = static_cast<int>(tensor.shape[1]);
@@ -292,11 +301,11 @@ class Quality {
     for (int first = 0; first < rows; first += kNestedRows) {
       const int count = std::min(kNestedRows, rows - first);
       const float* from = tensor.values.data() + static_cast<ptrdiff_t>(first) * cols;
-      QuantizePanel({format, recipe.weights}, known, from, count, cols, &panel);
+      QuantizePanel({format, recipe.weights, recipe.gain}, known, from, count, cols, &panel);
       EncodeNestedPanel(format, cols, panel, first / kNestedRows, starts);
       fit.Add(known, from, count, cols, panel);
     }
-    const std::vector<NestedLevel> fitted = fit.Levels();
+    const std::vector<NestedLevel> fitted = fit.Levels(recipe.gain);
     std::vector<std::vector<float>> values;
     for (int p = 1; p <= planes; ++p) {
       const NestedLevel level = recipe.fit ? fitted[p - 1] : DefaultNestedLevel(format, p);

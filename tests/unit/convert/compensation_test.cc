@@ -90,10 +90,13 @@ struct Problem {
 
 TEST_CASE("Compensation lowers the outputs' error in every format", "[quantizer]") {
   const Problem problem;
-  for (const NestedFormat format :
-       {NestedFormat{ScaleKind::kU8Min, 32, 2}, {ScaleKind::kU8Min, 16, 3},
-        {ScaleKind::kU8Min, 32, 4}, {ScaleKind::kU8Min, 32, 6}, {ScaleKind::kF16, 32, 4},
-        {ScaleKind::kF16Min, 32, 4}, {ScaleKind::kI8, 16, 3}}) {
+  for (const NestedFormat format : {NestedFormat{ScaleKind::kU8Min, 32, 2},
+                                    {ScaleKind::kU8Min, 16, 3},
+                                    {ScaleKind::kU8Min, 32, 4},
+                                    {ScaleKind::kU8Min, 32, 6},
+                                    {ScaleKind::kF16, 32, 4},
+                                    {ScaleKind::kF16Min, 32, 4},
+                                    {ScaleKind::kI8, 16, 3}}) {
     const int planes = NestedPlanes(format.bits);
     std::vector<double> levels(static_cast<size_t>(planes), 0.0);
     levels.back() = 1;
@@ -144,12 +147,12 @@ TEST_CASE("Without correlations compensation changes nothing", "[quantizer]") {
 TEST_CASE("Fitted levels lose less than the middle of the codes, full precision is kept",
           "[quantizer]") {
   const Problem problem;
-  for (const NestedFormat format :
-       {NestedFormat{ScaleKind::kU8Min, 32, 4}, {ScaleKind::kI8, 16, 6},
-        {ScaleKind::kF16Min, 32, 8}}) {
+  for (const NestedFormat format : {NestedFormat{ScaleKind::kU8Min, 32, 4},
+                                    {ScaleKind::kI8, 16, 6},
+                                    {ScaleKind::kF16Min, 32, 8}}) {
     LevelFit fit(format);
     const auto matrix = problem.Quantize({format, {}}, false, &fit);
-    const std::vector<NestedLevel> levels = fit.Levels();
+    const std::vector<NestedLevel> levels = fit.Levels(0.0);
     REQUIRE(static_cast<int>(levels.size()) == matrix.planes());
     CHECK(levels.back() == DefaultNestedLevel(format, matrix.planes()));
     const auto error = [&](const std::vector<float>& got) {
@@ -170,13 +173,45 @@ TEST_CASE("Fitted levels lose less than the middle of the codes, full precision 
     twice.Merge(half);
     twice.Merge(half);
     for (size_t l = 0; l < levels.size(); ++l) {
-      CHECK(twice.Levels()[l].mul == Approx(levels[l].mul));
-      CHECK(twice.Levels()[l].add == Approx(levels[l].add));
+      CHECK(twice.Levels(0.0)[l].mul == Approx(levels[l].mul));
+      CHECK(twice.Levels(0.0)[l].add == Approx(levels[l].add));
     }
   }
-  // A matrix of one code has nothing to fit.
+  // A matrix without codes has nothing to fit.
   const LevelFit empty({ScaleKind::kU8Min, 32, 4});
   CHECK(empty.Levels()[0] == DefaultNestedLevel({ScaleKind::kU8Min, 32, 4}, 1));
+}
+
+TEST_CASE("Outputs keep their size at every precision, unless least squares is asked for",
+          "[quantizer]") {
+  const Problem problem;
+  for (const NestedFormat format : {NestedFormat{ScaleKind::kU8Min, 32, 2},
+                                    {ScaleKind::kF16, 32, 3},
+                                    {ScaleKind::kI8, 16, 4},
+                                    {ScaleKind::kU8Min, 32, 8},
+                                    {ScaleKind::kF16Min, 32, 4}}) {
+    // Of w * value over w * w: what is left of an output of the same direction.
+    const auto size = [&](const std::vector<float>& got) {
+      double products = 0, squares = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        const double weighted = double{problem.squares[i % kCols]} * problem.weights[i];
+        products += weighted * got[i];
+        squares += weighted * problem.weights[i];
+      }
+      return products / squares;
+    };
+    INFO("kind " << static_cast<int>(format.scales) << " bits " << int{format.bits});
+    LevelFit fit(format), plain_fit(format);
+    const auto kept = problem.Quantize({format, {}, 1.0}, false, &fit);
+    const auto plain = problem.Quantize({format, {}, 0.0}, false, &plain_fit);
+    for (int planes = 1; planes <= kept.planes(); ++planes) {
+      CHECK(size(kept.Values(planes, fit.Levels(1.0)[planes - 1])) == Approx(1).margin(0.008));
+      const double shrunk = size(plain.Values(planes, plain_fit.Levels(0.0)[planes - 1]));
+      const int bits = NestedPrecision(format.bits, planes);
+      if (bits == 2) CHECK(shrunk < 0.95);
+      if (bits == 3) CHECK(shrunk < 0.985);
+    }
+  }
 }
 
 }  // namespace
