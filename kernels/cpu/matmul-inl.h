@@ -292,11 +292,35 @@ SLUICE_INLINE void SpreadToken(const float* x, int cols, int steps_elements, int
     const int count = left < 32 ? left / 2 : 16;
     const int first = cols - k < 16 ? cols - k : 16;
     const int second = cols - k < 32 ? cols - k - first : 16;
-    Store(rounded, LoadN(x + k, first));
-    Store(rounded + 16, LoadN(x + k + 16, second));
+    StorePairs(rounded, RoundPairs(LoadN(x + k, first), LoadN(x + k + 16, second)));
     for (int i = 0; i < count; ++i) __builtin_memcpy(to + i * stride, &pairs[i], 4);
     to += static_cast<ptrdiff_t>(count) * stride;
   }
+}
+#endif
+
+// Packs the whole units of 32 of a tile's tokens (one row of x each) and returns how many elements
+// that makes; 0 where there is no quicker way than token by token.
+template <class Activation>
+SLUICE_INLINE int SpreadTile(const float* const (&)[16], int, int, Activation*) {
+  return 0;
+}
+#if defined(__AVX512BF16__)
+SLUICE_INLINE int SpreadTile(const float* const (&rows)[16], int size, int cols, Bf16* out) {
+  static_assert(kMatmulMaxTile <= 16);
+  if (size < 4) return 0;
+  const int whole = cols / 32 * 32;
+  for (int k = 0; k < whole; k += 32) {
+    Bf16Pairs pairs[16];
+    SLUICE_UNROLL(16)
+    for (int t = 0; t < 16; ++t) {
+      pairs[t] = RoundPairs(Set(0.0f), Set(0.0f));
+      if (t < size) pairs[t] = RoundPairs(Load(rows[t] + k), Load(rows[t] + k + 16));
+    }
+    // What is written past the end of one unit is overwritten by the next.
+    StoreTransposed(out + static_cast<ptrdiff_t>(k) * size, pairs, size, k + 32 == whole);
+  }
+  return whole;
 }
 #endif
 
@@ -309,9 +333,17 @@ void PackActivationsAs(const float* x, ptrdiff_t x_stride, const int32_t* gather
   for (int tile = 0; tile < tiling.tiles; ++tile) {
     const int first = tiling.First(tile);
     const int size = tiling.Size(tile);
+    const float* rows[16] = {};
     for (int t = 0; t < size; ++t) {
-      const ptrdiff_t row = gather != nullptr ? gather[first + t] : first + t;
-      SpreadToken(x + row * x_stride, cols, elements, size, out + t * Format::kElementsPerSub);
+      rows[t] = x + (gather != nullptr ? gather[first + t] : first + t) * x_stride;
+    }
+    const int done = SpreadTile(rows, size, cols, out);
+    if (done < elements) {
+      auto* rest = out + static_cast<ptrdiff_t>(done) * size;
+      for (int t = 0; t < size; ++t) {
+        SpreadToken(rows[t] + done, cols - done, elements - done, size,
+                    rest + t * Format::kElementsPerSub);
+      }
     }
     out += static_cast<size_t>(size) * elements;
   }

@@ -138,10 +138,49 @@ SLUICE_INLINE Vec DotPairs(Bf16Pairs a, Bf16Pairs b, Vec sum) {
       _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 #endif
 }
-// Rounds 32 values to Bf16, in order.
-SLUICE_INLINE void StorePairs(Bf16* to, Vec first, Vec second) {
-  Store(to, first);
-  Store(to + 16, second);
+// 32 values rounded to Bf16, in order. Subnormal numbers become 0, as in DotPairs.
+SLUICE_INLINE Bf16Pairs RoundPairs(Vec first, Vec second) {
+  return {__builtin_bit_cast(__m512i, _mm512_cvtne2ps_pbh(second.v, first.v))};
+}
+SLUICE_INLINE void StorePairs(Bf16* to, Bf16Pairs x) { _mm512_storeu_si512(to, x.v); }
+// Stores pair i of rows[0 .. count) to pairs i * count ... of `to`: a transposition. count <= 16;
+// rows at and past it may hold anything. Unless `exact`, 16 pairs are written for every i, so that
+// up to 15 pairs past the end are overwritten.
+SLUICE_INLINE void StoreTransposed(Bf16* to, const Bf16Pairs (&rows)[16], int count, bool exact) {
+  __m512i a[16], b[16];
+  SLUICE_UNROLL(8)
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = _mm512_unpacklo_epi32(rows[2 * i].v, rows[2 * i + 1].v);
+    a[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i].v, rows[2 * i + 1].v);
+  }
+  // b[4 g + j], lane l: pair 4 l + j of rows 4 g .. 4 g + 3.
+  SLUICE_UNROLL(4)
+  for (int g = 0; g < 4; ++g) {
+    b[4 * g] = _mm512_unpacklo_epi64(a[4 * g], a[4 * g + 2]);
+    b[4 * g + 1] = _mm512_unpackhi_epi64(a[4 * g], a[4 * g + 2]);
+    b[4 * g + 2] = _mm512_unpacklo_epi64(a[4 * g + 1], a[4 * g + 3]);
+    b[4 * g + 3] = _mm512_unpackhi_epi64(a[4 * g + 1], a[4 * g + 3]);
+  }
+  // a[4 l + j]: pair 4 l + j of all rows.
+  SLUICE_UNROLL(4)
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
+    const __m512i low23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512i high01 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
+    const __m512i high23 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+    a[j] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    a[8 + j] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    a[4 + j] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    a[12 + j] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+  }
+  if (exact) {
+    const __mmask16 mask = FirstLanes(count);
+    SLUICE_UNROLL(16)
+    for (int i = 0; i < 16; ++i) _mm512_mask_storeu_epi32(to + 2 * i * count, mask, a[i]);
+  } else {
+    SLUICE_UNROLL(16)
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + 2 * i * count, a[i]);
+  }
 }
 #else
 constexpr bool kHasBf16Dot = false;
