@@ -2,6 +2,7 @@
 
 #include <system_error>
 
+#include "engine/convert/gguf_checkpoint.h"
 #include "engine/convert/hf_checkpoint.h"
 
 namespace sluice {
@@ -22,7 +23,9 @@ Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::filesystem::path& 
     return InvalidArgument(path.string() +
                            " is one file of a model; name the directory that it lies in");
   }
-  return Unsupported(path.string() + " is not a directory in Hugging Face form");
+  if (path.extension() == ".gguf") return OpenGgufCheckpoint(path);
+  return Unsupported(path.string() +
+                     " is neither a directory in Hugging Face form nor a .gguf file");
 }
 
 }  // namespace sluice
