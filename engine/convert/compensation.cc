@@ -123,21 +123,26 @@ void CompensatePanel(NestedFormat format, std::span<const double> level_weights,
     scales->Round(targets, g);
     const int begin = g * format.group;
     const int end = std::min(begin + format.group, cols);
-    for (int k = begin; k < end; ++k) {
-      const float* row = factor.data() + static_cast<ptrdiff_t>(k) * cols;
-      const int place = k - begin;
-      rounder.Round(k, place, scales->scale(), scales->min(), 1.0f / row[k], codes + place * kRows);
-      for (Level& level : levels) {
-        ops->subtract_products(level.errors + place * kRows, 1, row + k + 1, cols, end - k - 1,
-                               level.targets.data() + static_cast<ptrdiff_t>(k + 1) * kRows);
+    // Subtracts errors of columns [first, past), times their rows of the factor, from the targets
+    // of columns [past, stop).
+    const auto propagate = [&](int first, int past, int stop) {
+      const float* errors[kMaxPlanes];
+      float* later[kMaxPlanes];
+      for (size_t l = 0; l < levels.size(); ++l) {
+        errors[l] = levels[l].errors + static_cast<ptrdiff_t>(first - begin) * kRows;
+        later[l] = levels[l].targets.data() + static_cast<ptrdiff_t>(past) * kRows;
       }
+      ops->subtract_products(errors, past - first,
+                             factor.data() + static_cast<ptrdiff_t>(first) * cols + past, cols,
+                             stop - past, later, static_cast<int>(levels.size()));
+    };
+    for (int k = begin; k < end; ++k) {
+      const float pivot = factor[static_cast<size_t>(k) * (static_cast<size_t>(cols) + 1)];
+      const int place = k - begin;
+      rounder.Round(k, place, scales->scale(), scales->min(), 1.0f / pivot, codes + place * kRows);
+      propagate(k, k + 1, end);
     }
-    for (Level& level : levels) {
-      if (end <= begin) break;
-      ops->subtract_products(
-          level.errors, end - begin, factor.data() + static_cast<ptrdiff_t>(begin) * cols + end,
-          cols, cols - end, level.targets.data() + static_cast<ptrdiff_t>(end) * kRows);
-    }
+    if (begin < end) propagate(begin, end, cols);
     scales->AddGain(x.data(), g, codes);
     StoreCodes(format, cols, g, codes, out);
   }

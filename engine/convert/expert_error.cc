@@ -24,8 +24,7 @@ Memory Allocate(size_t bytes) {
 }
 
 // y [n, rows] = x [n, cols] times the transpose of w [rows, cols].
-std::vector<float> Product(std::span<const float> w, int rows, int cols,
-                           std::span<const float> x) {
+std::vector<float> Product(std::span<const float> w, int rows, int cols, std::span<const float> x) {
   const cpu::Ops* ops = cpu::SelectOps(cpu::Isa::kAuto);
   const int n = static_cast<int>(x.size()) / cols;
   const Memory weights = Allocate(cpu::PackedMatrixBytes(DType::kF32, rows, cols));

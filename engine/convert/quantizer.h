@@ -24,7 +24,7 @@ struct InputStatistics {
 struct QuantizerOptions {
   NestedFormat format;
   // How much the squared error at each number of planes counts when scales and codes are chosen;
-  // [NestedPlanes(bits)], the last one is full precision. Empty: DefaultLevelWeights(bits).
+  // [NestedPlanes(bits)], the last one is full precision. Empty: DefaultLevelWeights.
   std::vector<double> level_weights;
   // What least squares rounds, it shrinks: quantized weights reproduce 1 - e of their matrix's
   // output and noise, e their relative squared error, and the same shrinkage in every matrix adds
@@ -33,7 +33,9 @@ struct QuantizerOptions {
   // of it.
   double keep_gain = 1.0;
 };
-std::vector<double> DefaultLevelWeights(int bits);
+// compensated: for InputStatistics with a compensation factor, where every precision counts;
+// otherwise mostly the full one does.
+std::vector<double> DefaultLevelWeights(int bits, bool compensated);
 
 // With compensation, columns are rounded from first to last, and what a column loses at a level is
 // made up for by the columns after it at that level (GPTQ, Frantar et al. 2022, for several

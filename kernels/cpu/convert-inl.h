@@ -257,25 +257,34 @@ SLUICE_INLINE void SubtractTile(const float* x, int terms, const float* factor,
                                 int64_t factor_stride, float* y) {
   for (int r = 0; r < kRows; r += kLanes) {
     Vec total[columns];
-    SLUICE_UNROLL(8)
+    SLUICE_UNROLL(16)
     for (int k = 0; k < columns; ++k) total[k] = Load(y + k * kRows + r);
     for (int j = 0; j < terms; ++j) {
       const Vec value = Load(x + j * kRows + r);
       const float* factors = factor + j * factor_stride;
-      SLUICE_UNROLL(8)
+      SLUICE_UNROLL(16)
       for (int k = 0; k < columns; ++k) total[k] -= value * factors[k];
     }
-    SLUICE_UNROLL(8)
+    SLUICE_UNROLL(16)
     for (int k = 0; k < columns; ++k) Store(total[k], y + k * kRows + r);
   }
 }
 
-void SubtractProducts(const float* x, int terms, const float* factor, int64_t factor_stride,
-                      int count, float* y) {
+// Rows of the factor are a power of two apart as a rule, so few of their lines fit into the cache
+// at a time: all that is read of a line is used at once, for every set.
+void SubtractProducts(const float* const* x, int terms, const float* factor, int64_t factor_stride,
+                      int count, float* const* y, int sets) {
   int k = 0;
-  for (; k + 8 <= count; k += 8)
-    SubtractTile<8>(x, terms, factor + k, factor_stride, y + k * kRows);
-  for (; k < count; ++k) SubtractTile<1>(x, terms, factor + k, factor_stride, y + k * kRows);
+  for (; k + 16 <= count; k += 16) {
+    for (int s = 0; s < sets; ++s) {
+      SubtractTile<16>(x[s], terms, factor + k, factor_stride, y[s] + k * kRows);
+    }
+  }
+  for (; k < count; ++k) {
+    for (int s = 0; s < sets; ++s) {
+      SubtractTile<1>(x[s], terms, factor + k, factor_stride, y[s] + k * kRows);
+    }
+  }
 }
 
 }  // namespace

@@ -46,10 +46,10 @@ struct ConvertOps {
   // sum[i, j] += sum over t of x[t, i] * x[t, j], for j >= i only (some entries below the diagonal
   // change too). x: [rows, cols] contiguous, sum: [cols, cols]; cols a multiple of 16.
   void (*add_outer_products)(const float* x, int rows, int cols, float* sum);
-  // y[k][lane] -= sum over j of factor[j * factor_stride + k] * x[j][lane], k in [0, count), lanes
-  // 16 wide, j in [0, terms).
-  void (*subtract_products)(const float* x, int terms, const float* factor, int64_t factor_stride,
-                            int count, float* y);
+  // For each set i: y[i][k][lane] -= sum over j of factor[j * factor_stride + k] * x[i][j][lane], k
+  // in [0, count), j in [0, terms), lanes 16 wide.
+  void (*subtract_products)(const float* const* x, int terms, const float* factor,
+                            int64_t factor_stride, int count, float* const* y, int sets);
 };
 
 // The table for `isa`, or null as SelectOps.

@@ -6,7 +6,7 @@
 //   bench_nested_quality MODEL_DIRECTORY TEXT... [-- RECIPE...]
 //
 // The first half of each text calibrates, the second is measured. Recipes, all when none is given,
-// are listed by `bench_nested_quality`.
+// are listed by `bench_nested_quality`; "allocate" compares allocations of bits to experts.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -21,6 +21,7 @@
 
 #include "engine/convert/allocation.h"
 #include "engine/convert/calibration.h"
+#include "engine/convert/expert_error.h"
 #include "engine/convert/quantizer.h"
 #include "engine/formats/safetensors.h"
 #include "engine/text/tokenizer.h"
@@ -86,6 +87,7 @@ const std::vector<Recipe>& Recipes() {
       {"4-gptq.1-gain", kFour, {0.1, 0.3, 1}, true, true, true, 0.05, 32, 1},
       {"8-gain", kEight, {0.03, 0.1, 1, 1, 1}, false, false, true, 0, 0, 1},
       {"8-gptq.03-gain", kEight, {0.03, 0.1, 1, 1, 1}, true, true, true, 0.05, 32, 1},
+      {"8-gptq.03b-gain", kEight, {0.03, 0.1, 1, 4, 16}, true, true, true, 0.05, 32, 1},
       {"8-gptq.1-gain", kEight, {0.1, 0.3, 1, 1, 1}, true, true, true, 0.05, 32, 1},
   };
   return recipes;
@@ -224,6 +226,112 @@ class Quality {
   }
   ~Quality() { fs::remove_all(scratch_); }
 
+  // Average bits by allocation beside the same bits for all, with error compensation, each expert
+  // at the full precision of its bits; under several exponents of the allocation's sum.
+  void Allocate() {
+    const std::vector<int> ladder = {2, 3, 4, 6, 8};
+    std::vector<Recipe> recipes;
+    std::vector<NestedFormat> formats;
+    for (const int bits : ladder) {
+      formats.push_back({ScaleKind::kU8Min, 32, static_cast<uint8_t>(bits)});
+      recipes.push_back({"", formats.back(), DefaultLevelWeights(bits, true), true, true});
+      std::fill(recipes.back().weights.begin(), recipes.back().weights.end(), 0.0);
+      recipes.back().weights.back() = recipes.back().gain = 1;
+    }
+    // versions[i][step]: tensor i at that step's full precision.
+    std::vector<std::vector<std::vector<float>>> versions(tensors_.size());
+    std::vector<ExpertId> owner(tensors_.size(), {-1, -1});
+    const CalibrationStatistics& all = calibrator_->statistics();
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      int layer = 0, expert = 0;
+      char kind[16];
+      if (std::sscanf(tensors_[i].name.c_str(), "model.layers.%d.mlp.experts.%d.%15[a-z]_proj",
+                      &layer, &expert, kind) != 3) {
+        continue;
+      }
+      owner[i] = {layer, expert};
+      const LayerStatistics& statistics = all.layers[layer];
+      const ExpertStatistics& seen = statistics.experts[expert];
+      const bool down = std::strcmp(kind, "down") == 0;
+      const InputMoments& moments = down ? seen.down_inputs : seen.inputs;
+      const InputMoments merged = down ? InputMoments() : statistics.MergedInputs();
+      const double prior = 32 * moments.weight() / std::max<double>(1, seen.count);
+      const std::vector<float> squares = moments.MeanSquare();
+      const std::vector<float> factor = moments.Compensation(0.05, down ? nullptr : &merged, prior);
+      for (const Recipe& recipe : recipes) {
+        versions[i].push_back(Quantize(recipe, {squares, factor}, tensors_[i]).back());
+      }
+    }
+    const auto find = [&](size_t layer, size_t expert, const char* kind) -> const Tensor& {
+      const std::string name = "model.layers." + std::to_string(layer) + ".mlp.experts." +
+                               std::to_string(expert) + "." + kind + "_proj.weight";
+      for (const Tensor& t : tensors_) {
+        if (t.name == name) return t;
+      }
+      Die("no tensor " + name);
+    };
+    std::vector<std::vector<ExpertProfile>> profiles(all.layers.size());
+    for (size_t l = 0; l < all.layers.size(); ++l) {
+      for (size_t e = 0; e < all.layers[l].experts.size(); ++e) {
+        const ExpertStatistics& seen = all.layers[l].experts[e];
+        const Tensor& gate = find(l, e, "gate");
+        const std::vector<float> in = seen.inputs.MeanSquare();
+        const std::vector<float> inner = seen.down_inputs.MeanSquare();
+        const std::vector<float> factor = seen.inputs.Compensation(0.05);
+        const std::vector<float> inner_factor = seen.down_inputs.Compensation(0.05);
+        const ExpertFloats expert = {static_cast<int>(gate.shape[1]),
+                                     static_cast<int>(gate.shape[0]), gate.values,
+                                     find(l, e, "up").values, find(l, e, "down").values};
+        profiles[l].push_back(
+            ProfileOf(seen, all.tokens,
+                      ExpertOutputErrors(expert, {in, factor}, {inner, inner_factor}, seen.samples,
+                                         formats)));
+      }
+    }
+    const auto measure = [&](const char* what, const std::vector<std::vector<int>>& bits) {
+      std::vector<Tensor> version = tensors_;
+      for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (owner[i].layer < 0) continue;
+        const auto step =
+            std::find(ladder.begin(), ladder.end(), bits[owner[i].layer][owner[i].index]);
+        version[i].values = versions[i][static_cast<size_t>(step - ladder.begin())];
+      }
+      WriteAll(version, scratch_ / "model.safetensors");
+      const auto got = LogProbabilities(Load(scratch_, nullptr).get(), measured_);
+      std::printf("%-44s KL %.5f\n", what, KlPerToken(reference_, got, vocab_));
+      std::fflush(stdout);
+    };
+    struct Exponents {
+      double alpha, beta, gamma;
+      bool across;
+    };
+    char text[96];
+    for (const double average : {3.0, 2.5, 4.0}) {
+      if (average != 2.5) {
+        std::vector<std::vector<int>> uniform;
+        for (const auto& layer : profiles) {
+          uniform.emplace_back(layer.size(), static_cast<int>(average));
+        }
+        std::snprintf(text, sizeof text, "%.2f bits, uniform", average);
+        measure(text, uniform);
+      }
+      for (const Exponents& x : {Exponents{1, 1, 1, false}, {1, 2, 2, false}, {1, 2, 2, true}}) {
+        AllocationOptions options;
+        options.average_bits = average;
+        options.alpha = x.alpha;
+        options.beta = x.beta;
+        options.gamma = x.gamma;
+        options.across_layers = x.across;
+        const auto allocation = AllocateBits(profiles, options);
+        if (!allocation) Die(allocation.error().message);
+        std::snprintf(text, sizeof text, "%.2f bits, exponents %g %g %g%s, %zu super",
+                      allocation->average_bits, x.alpha, x.beta, x.gamma,
+                      x.across ? ", across" : "", allocation->super_experts.size());
+        measure(text, allocation->bits);
+      }
+    }
+  }
+
   void Run(const Recipe& recipe) {
     const int planes = NestedPlanes(recipe.format.bits);
     std::vector<std::vector<Tensor>> versions(static_cast<size_t>(planes), tensors_);
@@ -341,6 +449,7 @@ int Main(int argc, char** argv) {
     return 2;
   }
   Quality quality(argv[1], texts);
+  if (std::count(wanted.begin(), wanted.end(), "allocate") > 0) quality.Allocate();
   for (const Recipe& recipe : Recipes()) {
     if (wanted.empty() || std::count(wanted.begin(), wanted.end(), recipe.name) > 0) {
       quality.Run(recipe);
