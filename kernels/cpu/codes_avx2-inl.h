@@ -80,6 +80,17 @@ SLUICE_INLINE void AddDots(Codes codes, const int8_t* x, Dots<width>& sum) {
   sum.hi = AddDotsHalf<width>(codes.hi, inputs, sum.hi);
 }
 template <int width>
+SLUICE_INLINE Dots<width> MergeDots(Dots<width> a, Dots<width> b) {
+  if constexpr (width == 4) {
+    a.lo = _mm256_add_epi16(a.lo, b.lo);
+    a.hi = _mm256_add_epi16(a.hi, b.hi);
+  } else {
+    a.lo = _mm256_add_epi32(a.lo, b.lo);
+    a.hi = _mm256_add_epi32(a.hi, b.hi);
+  }
+  return a;
+}
+template <int width>
 SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
   if constexpr (width == 4) {
     const __m256i ones = _mm256_set1_epi16(1);

@@ -44,6 +44,11 @@ SLUICE_INLINE void AddDots(Codes codes, const int8_t* x, Dots<width>& sum) {
   sum.v = _mm512_dpbusd_epi32(sum.v, codes.v, _mm512_set1_epi32(quad));
 }
 template <int width>
+SLUICE_INLINE Dots<width> MergeDots(Dots<width> a, Dots<width> b) {
+  a.v = _mm512_add_epi32(a.v, b.v);
+  return a;
+}
+template <int width>
 SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
   return {_mm512_cvtepi32_ps(sum.v)};
 }

@@ -66,6 +66,12 @@ SLUICE_INLINE void AddDots(Codes codes, const int8_t* x, Dots<width>& sum) {
   }
 }
 template <int width>
+SLUICE_INLINE Dots<width> MergeDots(Dots<width> a, Dots<width> b) {
+  SLUICE_UNROLL(4)
+  for (int i = 0; i < 4; ++i) a.q[i] = vaddq_s32(a.q[i], b.q[i]);
+  return a;
+}
+template <int width>
 SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t x_sum) {
   Vec v;
   SLUICE_UNROLL(4)

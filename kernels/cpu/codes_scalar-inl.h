@@ -10,7 +10,9 @@
 //   kDotWidth<p>           the narrowest dot product that is exact for codes of p bits; dots of the
 //                          same width share their code
 //   Dots<width>            16 integer sums, one per row
-//   AddDots(codes, x, sum) adds codes[row][i] * x[i], i in [0, 4); at most 8 times to one sum
+//   AddDots(codes, x, sum) adds codes[row][i] * x[i], i in [0, 4); at most 8 times to one sum and
+//                          those merged with it
+//   MergeDots(a, b)        a + b
 //   DotsToVec(sum, x_sum)  the sums as F32; x_sum is the sum of all x added (used where
 //                          kNeedsInputSums)
 //   LoadU8, LoadI8         16 bytes as F32
@@ -27,13 +29,18 @@
 
 SLUICE_BEGIN_ISA
 
-constexpr int kNestedMaxTile = 4;
+constexpr int kNestedMaxTile = 1;
 constexpr bool kNeedsInputSums = false;
 template <int precision>
 constexpr int kDotWidth = 8;
 
+// GCC's and Clang's portable vectors rather than arrays: arrays of this many elements, unrolled,
+// take minutes to compile.
+typedef uint32_t FourRows __attribute__((vector_size(16)));
+typedef int32_t FourSums __attribute__((vector_size(16)));
+
 struct Codes {
-  uint32_t row[16];
+  FourRows q[4];
 };
 SLUICE_INLINE Codes LoadCodes(const uint8_t* from) {
   Codes codes;
@@ -44,44 +51,46 @@ SLUICE_INLINE void StoreCodes(uint8_t* to, Codes codes) {
   __builtin_memcpy(to, &codes, sizeof codes);
 }
 template <int n>
-SLUICE_INLINE Codes ShiftLeft(Codes v) {
-  for (int i = 0; i < 16; ++i) v.row[i] <<= n;
-  return v;
+SLUICE_INLINE Codes ShiftLeft(Codes a) {
+  return {{a.q[0] << n, a.q[1] << n, a.q[2] << n, a.q[3] << n}};
 }
 template <int n>
-SLUICE_INLINE Codes ShiftRight(Codes v) {
-  for (int i = 0; i < 16; ++i) v.row[i] >>= n;
-  return v;
-}
-template <int mask>
-SLUICE_INLINE Codes SelectBits(Codes a, Codes b) {
-  constexpr uint32_t kBytes = 0x01010101u * mask;
-  for (int i = 0; i < 16; ++i) a.row[i] = (a.row[i] & kBytes) | (b.row[i] & ~kBytes);
-  return a;
+SLUICE_INLINE Codes ShiftRight(Codes a) {
+  return {{a.q[0] >> n, a.q[1] >> n, a.q[2] >> n, a.q[3] >> n}};
 }
 template <int mask>
 SLUICE_INLINE Codes KeepBits(Codes a) {
   constexpr uint32_t kBytes = 0x01010101u * mask;
-  for (int i = 0; i < 16; ++i) a.row[i] &= kBytes;
-  return a;
+  return {{a.q[0] & kBytes, a.q[1] & kBytes, a.q[2] & kBytes, a.q[3] & kBytes}};
+}
+template <int mask>
+SLUICE_INLINE Codes SelectBits(Codes a, Codes b) {
+  a = KeepBits<mask>(a);
+  b = KeepBits<255 - mask>(b);
+  return {{a.q[0] | b.q[0], a.q[1] | b.q[1], a.q[2] | b.q[2], a.q[3] | b.q[3]}};
 }
 
 template <int width>
 struct Dots {
-  int32_t row[16] = {};
+  FourSums q[4] = {};
 };
 template <int width>
 SLUICE_INLINE void AddDots(Codes codes, const int8_t* x, Dots<width>& sum) {
-  for (int i = 0; i < 16; ++i) {
-    const uint32_t w = codes.row[i];
-    sum.row[i] += static_cast<int>(w & 0xff) * x[0] + static_cast<int>(w >> 8 & 0xff) * x[1] +
-                  static_cast<int>(w >> 16 & 0xff) * x[2] + static_cast<int>(w >> 24) * x[3];
+  for (int i = 0; i < 4; ++i) {
+    const FourRows w = codes.q[i];
+    sum.q[i] += (FourSums)(w & 0xffu) * x[0] + (FourSums)(w >> 8 & 0xffu) * x[1] +
+                (FourSums)(w >> 16 & 0xffu) * x[2] + (FourSums)(w >> 24) * x[3];
   }
+}
+template <int width>
+SLUICE_INLINE Dots<width> MergeDots(Dots<width> a, Dots<width> b) {
+  for (int i = 0; i < 4; ++i) a.q[i] += b.q[i];
+  return a;
 }
 template <int width>
 SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
   Vec v;
-  for (int i = 0; i < 16; ++i) v.lane[i] = static_cast<float>(sum.row[i]);
+  for (int i = 0; i < 16; ++i) v.lane[i] = static_cast<float>(sum.q[i / 4][i % 4]);
   return v;
 }
 

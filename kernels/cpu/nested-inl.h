@@ -8,13 +8,10 @@
 // Activations are packed tile by tile, the tokens spread evenly over the fewest tiles of at most
 // kNestedMaxTile: per tile bytes [unit][quad][token][4], then per unit [InputField][token] F32.
 //
-// Two regimes.
-//   One token: codes go from the planes through registers into dot products. Bound: bytes; every
-//     plane is a stream of its own, prefetched one panel ahead.
-//   More: codes are unpacked once, as bytes, for all tokens, scales widened to F32. With one tile
-//     a chunk of 256 columns is unpacked and used while it is in L1, and prefetch of the next panel
-//     runs beside; with more tiles groups of kGroupPanels whole panels, which stay in L2 while the
-//     tiles pass. Bound: multiply-accumulates.
+// Up to kNestedMaxTile tokens, codes go from the planes through registers into dot products. Bound:
+// bytes for one token or two; every plane is a stream of its own, prefetched one panel ahead.
+// With more tokens, codes are unpacked once for all of them, kNestedGroupPanels panels at a time,
+// which stay in L2 while the tiles pass over them. Bound: multiply-accumulates.
 #pragma once
 
 #include "kernels/cpu/nested_unpack-inl.h"
@@ -53,8 +50,11 @@ SLUICE_INLINE NestedTiling NestedTilingOf(int tokens, int cols) {
           units * (kNestedUnitCols + kInputFields * sizeof(float))};
 }
 
+// What GroupInputs may read past the end.
+constexpr size_t kInputPadding = 64;
+
 size_t NestedActivationBytesImpl(int tokens, int cols) {
-  return static_cast<size_t>(tokens) * NestedTilingOf(tokens, cols).token_bytes;
+  return static_cast<size_t>(tokens) * NestedTilingOf(tokens, cols).token_bytes + kInputPadding;
 }
 
 SLUICE_INLINE Vec AbsOf(Vec v) { return Max(v, Sub(Set(0.0f), v)); }
@@ -120,6 +120,7 @@ void NestedPackActivationsImpl(const float* x, ptrdiff_t x_stride, const int32_t
     }
     out += tiling.token_bytes * size;
   }
+  __builtin_memset(out, 0, kInputPadding);
 }
 
 // Per group of a tile, what the scales are applied to: [GroupField][token].
@@ -133,19 +134,32 @@ enum GroupField {
 };
 constexpr int kGroupFields = kNeedsInputSums ? kGroupAll : kGroupFloats;
 
+// Stores go 16 lanes at a time, each over the overrun of the one before: inputs are readable and
+// out is writable for 15 floats past their ends.
 void GroupInputs(const NestedShape& shape, NestedLevel level, const float* inputs, int size,
                  float* out) {
+  static_assert(kNestedMaxTile <= 16);
+  const Vec mul = Set(level.mul);
+  const Vec add = Set(level.add);
   for (int unit = 0; unit < shape.units; ++unit) {
     for (int g = 0; g < shape.unit_groups; ++g) {
       const int which = shape.unit_groups == 1 ? 0 : 1 + g;
       const float* sums = inputs + (kInputSum + which) * size;
-      for (int t = 0; t < size; ++t) {
-        out[kGroupMul * size + t] = inputs[t] * level.mul;
-        out[kGroupAdd * size + t] = sums[t] * level.add;
-        out[kGroupSum * size + t] = sums[t];
-        if constexpr (kNeedsInputSums) {
-          out[kGroupCount * size + t] = inputs[(kInputCount + which) * size + t];
+      if (size < 4) {
+        for (int t = 0; t < size; ++t) {
+          out[kGroupMul * size + t] = inputs[kInputScale * size + t] * level.mul;
+          out[kGroupAdd * size + t] = sums[t] * level.add;
+          out[kGroupSum * size + t] = sums[t];
         }
+      } else {
+        const Vec sum = Load(sums);
+        Store(out + kGroupMul * size, Mul(Load(inputs + kInputScale * size), mul));
+        Store(out + kGroupAdd * size, Mul(sum, add));
+        Store(out + kGroupSum * size, sum);
+      }
+      if constexpr (kNeedsInputSums) {
+        __builtin_memcpy(out + kGroupCount * size, inputs + (kInputCount + which) * size,
+                         static_cast<size_t>(size) * sizeof(float));
       }
       out += kGroupFields * size;
     }
@@ -161,21 +175,22 @@ SLUICE_INLINE int32_t InputCount(const float* group, int size, int t) {
   return count;
 }
 
-// The arithmetic of one group and token, as ops.h states it.
-template <bool kMin, int width>
-SLUICE_INLINE Vec AddGroup(const Dots<width>& dots, const GroupScale& scale, const float* group,
-                           int size, int t, Vec y) {
+// The arithmetic of one group and token, as ops.h states it, in two steps.
+template <int width>
+SLUICE_INLINE Vec AddScaled(const Dots<width>& dots, Vec scale, const float* group, int size, int t,
+                            Vec y) {
   const Vec dot = DotsToVec(dots, InputCount(group, size, t));
-  y = Fma(scale.scale, Fma(dot, Set(group[kGroupMul * size + t]), Set(group[kGroupAdd * size + t])),
-          y);
-  if constexpr (kMin) y = Fma(scale.min, Set(group[kGroupSum * size + t]), y);
-  return y;
+  return Fma(scale, Fma(dot, Set(group[kGroupMul * size + t]), Set(group[kGroupAdd * size + t])),
+             y);
+}
+SLUICE_INLINE Vec AddMin(Vec min, const float* group, int size, int t, Vec y) {
+  return Fma(min, Set(group[kGroupSum * size + t]), y);
 }
 
 // Adds `units` unpacked units to the outputs of T tokens: sums[token][16].
-template <int width, bool kMin, int kUnitGroups, int T>
-void UnitsTile(const uint8_t* codes, const float* scales, const int8_t* x, const float* group,
-               int units, float* sums) {
+template <int width, int kUnitGroups, int T>
+void UnitsTile(const uint8_t* codes, const float* scales, bool has_min, const int8_t* x,
+               const float* group, int units, float* sums) {
   constexpr int kQuads = kUnitQuads / kUnitGroups;
   Vec y[T];
   SLUICE_UNROLL(16)
@@ -188,13 +203,17 @@ void UnitsTile(const uint8_t* codes, const float* scales, const int8_t* x, const
       SLUICE_UNROLL(16)
       for (int t = 0; t < T; ++t) AddDots(w, x + (quad * T + t) * 4, dots[t]);
     }
-    GroupScale scale;
-    scale.scale = Load(scales);
-    if constexpr (kMin) scale.min = Load(scales + 16);
+    const Vec scale = Load(scales);
+    scales += 16;
     SLUICE_UNROLL(16)
-    for (int t = 0; t < T; ++t) y[t] = AddGroup<kMin>(dots[t], scale, group, T, t, y[t]);
+    for (int t = 0; t < T; ++t) y[t] = AddScaled(dots[t], scale, group, T, t, y[t]);
+    if (has_min) {
+      const Vec min = Load(scales);
+      scales += 16;
+      SLUICE_UNROLL(16)
+      for (int t = 0; t < T; ++t) y[t] = AddMin(min, group, T, t, y[t]);
+    }
     codes += kQuads * 64;
-    scales += kMin ? 32 : 16;
     x += kQuads * T * 4;
     group += kGroupFields * T;
   }
@@ -202,23 +221,19 @@ void UnitsTile(const uint8_t* codes, const float* scales, const int8_t* x, const
   for (int t = 0; t < T; ++t) Store(sums + 16 * t, y[t]);
 }
 
-using UnitsTileFunction = void (*)(const uint8_t* codes, const float* scales, const int8_t* x,
-                                   const float* group, int units, float* sums);
-template <int width, bool kMin, int kUnitGroups, int T = kNestedMaxTile>
+using UnitsTileFunction = void (*)(const uint8_t* codes, const float* scales, bool has_min,
+                                   const int8_t* x, const float* group, int units, float* sums);
+template <int width, int kUnitGroups, int T = kNestedMaxTile>
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(int tokens) {
-  if constexpr (T > 1) {
-    if (tokens != T) return UnitsTileOf<width, kMin, kUnitGroups, T - 1>(tokens);
+  // A tile is less than half full only when it is the only one.
+  if constexpr (T > 1 && T > kNestedMaxTile / 2) {
+    if (tokens != T) return UnitsTileOf<width, kUnitGroups, T - 1>(tokens);
   }
-  return UnitsTile<width, kMin, kUnitGroups, T>;
+  return UnitsTile<width, kUnitGroups, T>;
 }
 template <int width>
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
-  if (shape.has_min) {
-    return shape.unit_groups == 1 ? UnitsTileOf<width, true, 1>(tokens)
-                                  : UnitsTileOf<width, true, 2>(tokens);
-  }
-  return shape.unit_groups == 1 ? UnitsTileOf<width, false, 1>(tokens)
-                                : UnitsTileOf<width, false, 2>(tokens);
+  return shape.unit_groups == 1 ? UnitsTileOf<width, 1>(tokens) : UnitsTileOf<width, 2>(tokens);
 }
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
   if (shape.precision <= 4) return UnitsTileOf<kDotWidth<4>>(shape, tokens);
@@ -279,28 +294,178 @@ SLUICE_INLINE NestedScratch ScratchOf(const NestedMatmulArgs& args, const Nested
   return scratch;
 }
 
-// Up to kNestedMaxTile tokens: chunk by chunk.
-void NestedOneTile(const NestedMatmulArgs& args, const NestedShape& shape,
-                   const NestedTiling& tiling) {
+// Adds units [begin, end) of a panel to the outputs of T tokens, codes taken from the planes:
+// sums[token][16]. scales as ExpandScales gives them from `begin` on; x and group start at `begin`.
+template <int P, int kUnitGroups, int T>
+void StreamUnits(const PanelView& view, int begin, int end, bool has_min, const float* scales,
+                 const int8_t* x, const float* group, float* sums) {
+  constexpr int kQuads = kUnitQuads / kUnitGroups;
+  // With few tokens two sums each: one would wait for itself all the time.
+  constexpr int kChains = T * kUnitGroups < 4 ? 2 : 1;
+  Vec y[T];
+  SLUICE_UNROLL(16)
+  for (int t = 0; t < T; ++t) y[t] = Load(sums + 16 * t);
+  for (int unit = begin; unit < end; ++unit) {
+    Dots<kDotWidth<P>> dots[kUnitGroups][kChains][T];
+    UnpackUnit<P>(
+        view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
+          SLUICE_UNROLL(16)
+          for (int t = 0; t < T; ++t)
+            AddDots(codes, x + (quad * T + t) * 4, dots[quad / kQuads][quad % kChains][t]);
+        });
+    SLUICE_UNROLL(2)
+    for (int g = 0; g < kUnitGroups; ++g) {
+      const Vec scale = Load(scales);
+      scales += 16;
+      SLUICE_UNROLL(16)
+      for (int t = 0; t < T; ++t) {
+        Dots<kDotWidth<P>> sum = dots[g][0][t];
+        if constexpr (kChains == 2) sum = MergeDots(sum, dots[g][1][t]);
+        y[t] = AddScaled(sum, scale, group, T, t, y[t]);
+      }
+      if (has_min) {
+        const Vec min = Load(scales);
+        scales += 16;
+        SLUICE_UNROLL(16)
+        for (int t = 0; t < T; ++t) y[t] = AddMin(min, group, T, t, y[t]);
+      }
+      group += kGroupFields * T;
+    }
+    x += kNestedUnitCols * T;
+  }
+  SLUICE_UNROLL(16)
+  for (int t = 0; t < T; ++t) Store(sums + 16 * t, y[t]);
+}
+
+using StreamUnitsFunction = void (*)(const PanelView& view, int begin, int end, bool has_min,
+                                     const float* scales, const int8_t* x, const float* group,
+                                     float* sums);
+template <int P, int kUnitGroups, int T = kNestedMaxTile>
+SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int tokens) {
+  if constexpr (T > 2) {
+    if (tokens != T) return StreamUnitsOf<P, kUnitGroups, T - 1>(tokens);
+  }
+  return StreamUnits<P, kUnitGroups, T>;
+}
+template <int kUnitGroups>
+SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int precision, int tokens) {
+  switch (precision) {
+    case 2:
+      return StreamUnitsOf<2, kUnitGroups>(tokens);
+    case 3:
+      return StreamUnitsOf<3, kUnitGroups>(tokens);
+    case 4:
+      return StreamUnitsOf<4, kUnitGroups>(tokens);
+    case 5:
+      return StreamUnitsOf<5, kUnitGroups>(tokens);
+    case 6:
+      return StreamUnitsOf<6, kUnitGroups>(tokens);
+    default:
+      return StreamUnitsOf<8, kUnitGroups>(tokens);
+  }
+}
+
+// 2 to kNestedMaxTile tokens.
+void NestedFewTokens(const NestedMatmulArgs& args, const NestedShape& shape,
+                     const NestedTiling& tiling) {
   const NestedScratch scratch = ScratchOf(args, shape);
   const TileInputs x = InputsOf(args, shape, tiling, 0);
-  const UnitsTileFunction tile = UnitsTileOf(shape, args.tokens);
+  const StreamUnitsFunction stream = shape.unit_groups == 1
+                                         ? StreamUnitsOf<1>(shape.precision, args.tokens)
+                                         : StreamUnitsOf<2>(shape.precision, args.tokens);
   GroupInputs(shape, args.level, x.inputs, args.tokens, scratch.groups);
+  const ptrdiff_t unit_inputs = kNestedUnitCols * args.tokens;
+  const ptrdiff_t unit_floats = shape.unit_groups * kGroupFields * args.tokens;
   alignas(64) float sums[kNestedMaxTile * 16];
   for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
-    const PanelView view = ViewOf(args, shape, panel, 1);
+    const PanelView view = ViewOf(args, shape, panel);
     for (int i = 0; i < args.tokens * 16; ++i) sums[i] = 0.0f;
     for (int unit = 0; unit < shape.units; unit += kChunkUnits) {
       const int end = unit + kChunkUnits < shape.units ? unit + kChunkUnits : shape.units;
-      UnpackUnitsOf(shape.precision, view, unit, end, scratch.codes);
       ExpandScalesOf(shape, view, unit, end, scratch.scales);
-      tile(scratch.codes, scratch.scales,
-           x.codes + static_cast<ptrdiff_t>(unit) * kNestedUnitCols * args.tokens,
-           scratch.groups +
-               static_cast<ptrdiff_t>(unit) * shape.unit_groups * kGroupFields * args.tokens,
-           end - unit, sums);
+      stream(view, unit, end, shape.has_min, scratch.scales, x.codes + unit * unit_inputs,
+             scratch.groups + unit * unit_floats, sums);
     }
     StoreOutputs(args, panel, 0, args.tokens, sums);
+  }
+}
+
+// One panel and one token, scales taken from the panel too: sums[16].
+template <int P, ScaleKind kind, int kUnitGroups>
+void StreamPanel(const PanelView& view, int units, const int8_t* x, const float* group,
+                 float* sums) {
+  constexpr bool kMin = kind == ScaleKind::kF16Min || kind == ScaleKind::kU8Min;
+  constexpr int kQuads = kUnitQuads / kUnitGroups;
+  Vec y = Set(0.0f);
+  for (int chunk = 0; chunk < units; chunk += kChunkUnits) {
+    const ScaleReader<kind> reader(view, chunk / kChunkUnits);
+    const int last = chunk + kChunkUnits < units ? chunk + kChunkUnits : units;
+    for (int unit = chunk; unit < last; ++unit) {
+      // Two sums per group: one would wait for itself eight times.
+      Dots<kDotWidth<P>> dots[kUnitGroups][2];
+      UnpackUnit<P>(
+          view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
+            AddDots(codes, x + quad * 4, dots[quad / kQuads][quad % 2]);
+          });
+      SLUICE_UNROLL(2)
+      for (int g = 0; g < kUnitGroups; ++g) {
+        const GroupScale scale = reader.Read(unit * kUnitGroups + g);
+        y = AddScaled(MergeDots(dots[g][0], dots[g][1]), scale.scale, group, 1, 0, y);
+        if constexpr (kMin) y = AddMin(scale.min, group, 1, 0, y);
+        group += kGroupFields;
+      }
+      x += kNestedUnitCols;
+    }
+  }
+  Store(sums, y);
+}
+
+using StreamPanelFunction = void (*)(const PanelView& view, int units, const int8_t* x,
+                                     const float* group, float* sums);
+template <ScaleKind kind, int kUnitGroups>
+SLUICE_INLINE StreamPanelFunction StreamPanelOf(int precision) {
+  switch (precision) {
+    case 2:
+      return StreamPanel<2, kind, kUnitGroups>;
+    case 3:
+      return StreamPanel<3, kind, kUnitGroups>;
+    case 4:
+      return StreamPanel<4, kind, kUnitGroups>;
+    case 5:
+      return StreamPanel<5, kind, kUnitGroups>;
+    case 6:
+      return StreamPanel<6, kind, kUnitGroups>;
+    default:
+      return StreamPanel<8, kind, kUnitGroups>;
+  }
+}
+SLUICE_INLINE StreamPanelFunction StreamPanelOf(const NestedShape& shape) {
+  const int precision = shape.precision;
+  switch (shape.scales) {
+    case ScaleKind::kF16:
+      return StreamPanelOf<ScaleKind::kF16, 1>(precision);
+    case ScaleKind::kF16Min:
+      return StreamPanelOf<ScaleKind::kF16Min, 1>(precision);
+    case ScaleKind::kU8Min:
+      return shape.unit_groups == 1 ? StreamPanelOf<ScaleKind::kU8Min, 1>(precision)
+                                    : StreamPanelOf<ScaleKind::kU8Min, 2>(precision);
+    case ScaleKind::kI8:
+      break;
+  }
+  return shape.unit_groups == 1 ? StreamPanelOf<ScaleKind::kI8, 1>(precision)
+                                : StreamPanelOf<ScaleKind::kI8, 2>(precision);
+}
+
+void NestedOneToken(const NestedMatmulArgs& args, const NestedShape& shape,
+                    const NestedTiling& tiling) {
+  const NestedScratch scratch = ScratchOf(args, shape);
+  const TileInputs x = InputsOf(args, shape, tiling, 0);
+  const StreamPanelFunction stream = StreamPanelOf(shape);
+  GroupInputs(shape, args.level, x.inputs, 1, scratch.groups);
+  alignas(64) float sums[16];
+  for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
+    stream(ViewOf(args, shape, panel), shape.units, x.codes, scratch.groups, sums);
+    StoreOutputs(args, panel, 0, 1, sums);
   }
 }
 
@@ -313,7 +478,7 @@ void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
     const int left = args.panel_end - first;
     const int panels = left < kNestedGroupPanels ? left : kNestedGroupPanels;
     for (int p = 0; p < panels; ++p) {
-      const PanelView view = ViewOf(args, shape, first + p, 1);
+      const PanelView view = ViewOf(args, shape, first + p);
       UnpackUnitsOf(shape.precision, view, 0, shape.units, scratch.codes + p * scratch.panel_codes);
       ExpandScalesOf(shape, view, 0, shape.units, scratch.scales + p * scratch.panel_scales);
     }
@@ -325,7 +490,7 @@ void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
       for (int p = 0; p < panels; ++p) {
         for (int k = 0; k < size * 16; ++k) sums[k] = 0.0f;
         tile(scratch.codes + p * scratch.panel_codes, scratch.scales + p * scratch.panel_scales,
-             x.codes, scratch.groups, shape.units, sums);
+             shape.has_min, x.codes, scratch.groups, shape.units, sums);
         StoreOutputs(args, first + p, tiling.First(i), size, sums);
       }
     }
@@ -335,7 +500,8 @@ void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
 void NestedMatmulImpl(const NestedMatmulArgs& args) {
   const NestedShape shape = ShapeOf(args.format, args.planes, args.cols);
   const NestedTiling tiling = NestedTilingOf(args.tokens, args.cols);
-  if (tiling.tiles == 1) return NestedOneTile(args, shape, tiling);
+  if (args.tokens == 1) return NestedOneToken(args, shape, tiling);
+  if (tiling.tiles == 1) return NestedFewTokens(args, shape, tiling);
   NestedManyTiles(args, shape, tiling);
 }
 
@@ -343,8 +509,8 @@ void NestedMatmulImpl(const NestedMatmulArgs& args) {
 int64_t NestedPeakMacsImpl(int64_t iterations, float* sink) {
   constexpr int kSums = kNestedMaxTile < 8 ? kNestedMaxTile : 12;
   constexpr int kWidth = kDotWidth<4>;
-  alignas(64) uint8_t zeros[64 + 4];
-  for (int i = 0; i < 64 + 4; ++i) zeros[i] = 0;
+  alignas(64) uint8_t zeros[(kSums + 1) * 64];
+  for (int i = 0; i < (kSums + 1) * 64; ++i) zeros[i] = 0;
   // As for PeakMacs: the compiler may know neither the inputs nor that the sums start equal.
   const uint8_t* inputs = zeros;
   __asm__ volatile("" : "+r"(inputs) : : "memory");
@@ -352,13 +518,13 @@ int64_t NestedPeakMacsImpl(int64_t iterations, float* sink) {
   Dots<kWidth> sums[kSums];
   SLUICE_UNROLL(16)
   for (int i = 0; i < kSums; ++i) {
-    Codes start = LoadCodes(inputs);
+    Codes start = LoadCodes(inputs + i * 64);
     __builtin_memcpy(static_cast<void*>(&sums[i]), &start, sizeof sums[i]);
   }
   for (int64_t n = 0; n < iterations; ++n) {
     SLUICE_UNROLL(16)
     for (int i = 0; i < kSums; ++i) {
-      AddDots(codes, reinterpret_cast<const int8_t*>(inputs + 64), sums[i]);
+      AddDots(codes, reinterpret_cast<const int8_t*>(inputs + kSums * 64), sums[i]);
     }
   }
   for (int i = 0; i < kSums; ++i) *sink += SumLanes(DotsToVec(sums[i], 0));

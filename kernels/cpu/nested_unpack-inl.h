@@ -69,17 +69,16 @@ struct PanelView {
   const uint8_t* supers;
   const uint8_t* scales;
   const uint8_t* codes[kMaxPlanes];
-  // From here to the same place of the panel to prefetch: 0 when there is none.
+  // From here to the same place of the next panel, for prefetch: 0 when there is none.
   size_t ahead[kMaxPlanes];
 };
-SLUICE_INLINE PanelView ViewOf(const NestedMatmulArgs& args, const NestedShape& shape, int panel,
-                               int prefetch_panels) {
+SLUICE_INLINE PanelView ViewOf(const NestedMatmulArgs& args, const NestedShape& shape, int panel) {
   PanelView view;
-  const bool exists = panel + prefetch_panels < args.readable_end;
+  const bool exists = panel + 1 < args.readable_end;
   for (int i = 0; i < shape.planes; ++i) {
     view.codes[i] = reinterpret_cast<const uint8_t*>(args.plane[i]) +
                     static_cast<size_t>(panel) * shape.panel_bytes[i];
-    view.ahead[i] = exists ? prefetch_panels * shape.panel_bytes[i] : 0;
+    view.ahead[i] = exists ? shape.panel_bytes[i] : 0;
   }
   for (int i = shape.planes; i < kMaxPlanes; ++i) {
     view.codes[i] = nullptr;
@@ -91,7 +90,8 @@ SLUICE_INLINE PanelView ViewOf(const NestedMatmulArgs& args, const NestedShape& 
   return view;
 }
 
-SLUICE_INLINE void PrefetchLine(const uint8_t* at) { __builtin_prefetch(at, 0, 3); }
+// Into L2: on Zen 4 prefetches into L1 are few in flight, and reach half of the bandwidth.
+SLUICE_INLINE void PrefetchLine(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
 
 // Moves bit `from` of every byte to bit `to`; bits that cross a byte are undefined.
 template <int from, int to>
@@ -126,36 +126,37 @@ SLUICE_INLINE void UnpackUnit(const PanelView& view, int unit, const Take& take)
   const auto pair = [&]<int k>() __attribute__((always_inline)) {
     constexpr int kAt = 2 * (k % 2);  // where a 2-bit plane holds it, within a nibble
     const Codes base = load.template operator()<0, 2>(k / 2);
+    Codes second, third, fourth, fifth;
+    if constexpr (P >= 3) second = load.template operator()<1, 1>(0);
+    if constexpr (P >= 4) third = load.template operator()<2, 1>(0);
+    if constexpr (P == 5) fourth = load.template operator()<3, 1>(0);
+    if constexpr (P >= 6) fourth = load.template operator()<3, 2>(k / 2);
+    if constexpr (P == 8) fifth = load.template operator()<4, 2>(k / 2);
     if constexpr (P == 2) {
       take.template operator()<2 * k>(KeepBits<0x03>(MoveBit<kAt, 0>(base)));
       take.template operator()<2 * k + 1>(KeepBits<0x03>(MoveBit<kAt + 4, 0>(base)));
     } else if constexpr (P == 3) {
-      const Codes codes =
-          SelectBits<0x66>(MoveBit<kAt, 1>(base), MoveBit<k, 0>(load.template operator()<1, 1>(0)));
+      const Codes codes = SelectBits<0x66>(MoveBit<kAt, 1>(base), MoveBit<k, 0>(second));
       take.template operator()<2 * k>(KeepBits<0x07>(codes));
       take.template operator()<2 * k + 1>(KeepBits<0x07>(MoveBit<4, 0>(codes)));
     } else {
-      const Codes low = SelectBits<0x22>(MoveBit<k, 1>(load.template operator()<1, 1>(0)),
-                                         MoveBit<k, 0>(load.template operator()<2, 1>(0)));
+      const Codes low = SelectBits<0x22>(MoveBit<k, 1>(second), MoveBit<k, 0>(third));
       const Codes codes = SelectBits<0xcc>(MoveBit<kAt, 2>(base), low);
       if constexpr (P == 4) {
         take.template operator()<2 * k>(KeepBits<0x0f>(codes));
         take.template operator()<2 * k + 1>(KeepBits<0x0f>(MoveBit<4, 0>(codes)));
       } else if constexpr (P == 5) {
-        const Codes last = load.template operator()<3, 1>(0);
         take.template operator()<2 * k>(
-            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<0, 1>(codes), MoveBit<k, 0>(last))));
+            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<0, 1>(codes), MoveBit<k, 0>(fourth))));
         take.template operator()<2 * k + 1>(
-            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<4, 1>(codes), MoveBit<k + 4, 0>(last))));
+            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<4, 1>(codes), MoveBit<k + 4, 0>(fourth))));
       } else if constexpr (P == 6) {
-        const Codes last = load.template operator()<3, 2>(k / 2);
         take.template operator()<2 * k>(
-            KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<0, 2>(codes), MoveBit<kAt, 0>(last))));
+            KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<0, 2>(codes), MoveBit<kAt, 0>(fourth))));
         take.template operator()<2 * k + 1>(
-            KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<4, 2>(codes), MoveBit<kAt + 4, 0>(last))));
+            KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<4, 2>(codes), MoveBit<kAt + 4, 0>(fourth))));
       } else {
-        const Codes rest = SelectBits<0xcc>(MoveBit<kAt, 2>(load.template operator()<3, 2>(k / 2)),
-                                            MoveBit<kAt, 0>(load.template operator()<4, 2>(k / 2)));
+        const Codes rest = SelectBits<0xcc>(MoveBit<kAt, 2>(fourth), MoveBit<kAt, 0>(fifth));
         take.template operator()<2 * k>(SelectBits<0xf0>(MoveBit<0, 4>(codes), rest));
         take.template operator()<2 * k + 1>(SelectBits<0xf0>(codes, MoveBit<4, 0>(rest)));
       }
@@ -206,11 +207,14 @@ struct ScaleReader {
   const uint8_t* groups;
   Vec super_scale;
   Vec super_min;  // negated
+  size_t ahead;
 
   // Groups of the super-group `super`. A super-group is a chunk of units.
-  SLUICE_INLINE ScaleReader(const PanelView& view, int super) : groups(view.scales) {
+  SLUICE_INLINE ScaleReader(const PanelView& view, int super)
+      : groups(view.scales), ahead(view.ahead[0]) {
     if constexpr (kind == ScaleKind::kU8Min) {
       const uint8_t* at = view.supers + static_cast<size_t>(super) * 64;
+      PrefetchLine(at + ahead);
       super_scale = Load(reinterpret_cast<const F16*>(at));
       super_min = Sub(Set(0.0f), Load(reinterpret_cast<const F16*>(at + 32)));
     } else if constexpr (kind == ScaleKind::kI8) {
@@ -220,6 +224,8 @@ struct ScaleReader {
   }
   SLUICE_INLINE GroupScale Read(int group) const {
     const size_t g = static_cast<size_t>(group);
+    constexpr int kBytes = kind == ScaleKind::kF16Min ? 64 : kind == ScaleKind::kI8 ? 16 : 32;
+    PrefetchLine(groups + g * kBytes + ahead);
     if constexpr (kind == ScaleKind::kF16) {
       return {Load(reinterpret_cast<const F16*>(groups + g * 32)), Set(0.0f)};
     } else if constexpr (kind == ScaleKind::kF16Min) {

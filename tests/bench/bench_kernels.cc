@@ -2,110 +2,24 @@
 // with what they bound: bandwidth from Ops::read_stream, arithmetic from Ops::peak_macs.
 //
 //   bench_kernels [--isa NAME] [--threads N] [--rounds N] [--dtype BF16|F16|F32]
-//                 [stream|matmul|attention|small|pool]...
+//                 [stream|matmul|nested_stream|nested_matmul|attention|small|pool]...
 //
 // Every figure is the best of the rounds, so that other load on the machine disturbs it least
-// (attention of one token: the median); each round measures the roofline and the kernel one after
-// the other.
-#include <sys/mman.h>
-
+// (attention of one token, nested_stream and nested_matmul: the median); each round measures the
+// roofline and the kernel one after the other.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/thread_pool.h"
+#include "tests/bench/kernel_bench.h"
 
 namespace sluice::cpu {
 namespace {
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Memory on huge pages where the kernel grants them, filled so that every page exists.
-class Arena {
- public:
-  explicit Arena(size_t bytes) : bytes_((bytes + kHuge - 1) / kHuge * kHuge) {
-    data_ = static_cast<uint8_t*>(std::aligned_alloc(kHuge, bytes_));
-    if (data_ == nullptr) std::abort();
-    madvise(data_, bytes_, MADV_HUGEPAGE);
-    // Bf16 0x3c3c, F16 0x3c3c and F32 0x3c3c3c3c are all small normal numbers.
-    std::memset(data_, 0x3c, bytes_);
-  }
-  ~Arena() { std::free(data_); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  uint8_t* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  static constexpr size_t kHuge = 2 << 20;
-  size_t bytes_;
-  uint8_t* data_;
-};
-
-struct Bench {
-  const Ops* ops;
-  int threads;
-  int rounds;
-  ThreadPool pool;
-  std::vector<DType> dtypes = {DType::kBF16, DType::kF16, DType::kF32};
-
-  // Seconds of several things, taken in turn: of each the one at `quantile` of the rounds.
-  std::vector<double> Quantile(double quantile, const std::vector<std::function<void()>>& things,
-                               int rounds_of) {
-    std::vector<std::vector<double>> seconds(things.size());
-    for (int round = 0; round < rounds_of; ++round) {
-      for (size_t i = 0; i < things.size(); ++i) {
-        const double start = Now();
-        things[i]();
-        seconds[i].push_back(Now() - start);
-      }
-    }
-    std::vector<double> result;
-    for (std::vector<double>& s : seconds) {
-      std::sort(s.begin(), s.end());
-      result.push_back(s[static_cast<size_t>(quantile * static_cast<double>(s.size() - 1))]);
-    }
-    return result;
-  }
-  std::vector<double> Best(const std::vector<std::function<void()>>& things, int rounds_of) {
-    return Quantile(0, things, rounds_of);
-  }
-
-  void ReadAll(const uint8_t* data, size_t bytes) {
-    const size_t share = bytes / threads / 4096 * 4096;
-    pool.Run([&](int worker) {
-      checksum[worker * 8] += ops->read_stream(data + worker * share, share);
-    });
-  }
-
-  double PeakMacsPerSecond(DType dtype) {
-    std::vector<int64_t> macs(threads * 8);
-    float sink = 0;
-    const std::vector<double> best = Best({[&] {
-                                            pool.Run([&](int worker) {
-                                              float mine = 0;
-                                              macs[worker * 8] =
-                                                  ops->peak_macs(dtype, 100000, &mine);
-                                              if (worker == 0) sink += mine;
-                                            });
-                                          }},
-                                          rounds);
-    double total = 0;
-    for (int i = 0; i < threads; ++i) total += static_cast<double>(macs[i * 8]);
-    return total / best[0];
-  }
-
-  uint64_t checksum[8 * 64] = {};
-};
 
 // Matrices in a row, walked in windows that come round again only after 512 MB: what a decode step
 // does with experts. Each window is read once by the probe and once, later, by the matmul.
@@ -390,6 +304,8 @@ int Main(int argc, char** argv) {
     void (*run)(Bench&);
   } kSections[] = {{"stream", BenchStream},
                    {"matmul", BenchMatmul},
+                   {"nested_stream", BenchNestedStream},
+                   {"nested_matmul", BenchNestedMatmul},
                    {"small", BenchSmall},
                    {"attention", BenchAttention},
                    {"pool", BenchPool}};
