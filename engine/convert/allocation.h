@@ -34,7 +34,9 @@ struct AllocationOptions {
   double alpha = 1;
   double beta = 2;
   double gamma = 2;
-  // One budget for all layers together; otherwise each layer has the same average.
+  // One budget for all layers together; otherwise each layer has the same average. Errors of
+  // different layers are not on one scale (later layers amplify them), and the demo model is better
+  // off with the same average.
   bool across_layers = false;
   bool protect_super_experts = true;
 };

@@ -1,7 +1,8 @@
 // What the bit-nested quantizer loses and how fast it is.
 //
-//   bench_quantizer error [MODEL_DIRECTORY]   mean squared error relative to the weights, by number
-//                                             of bits: Gaussian, heavy-tailed (t5), a model's own
+//   bench_quantizer error [MODEL_DIRECTORY]   mean squared error relative to the weights with
+//                                             keep_gain 0, by number of bits: Gaussian,
+//                                             heavy-tailed (t5), a model's own
 //   bench_quantizer speed                     weights per second of one core
 #include <chrono>
 #include <cmath>
@@ -80,7 +81,8 @@ std::vector<double> Errors(const QuantizerOptions& options, const Matrices& matr
     }
     NestedPanel panel;
     for (int first = 0; first < m.rows; first += kNestedRows) {
-      QuantizePanel(options, {}, m.values.data() + static_cast<ptrdiff_t>(first) * m.cols,
+      QuantizePanel({format, options.level_weights, 0.0}, {},
+                    m.values.data() + static_cast<ptrdiff_t>(first) * m.cols,
                     std::min(kNestedRows, m.rows - first), m.cols, &panel);
       EncodeNestedPanel(format, m.cols, panel, first / kNestedRows, starts);
     }
