@@ -5,7 +5,10 @@
 #include <cmath>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "engine/convert/expert_profile.h"
+#include "engine/convert/layer_calibrator.h"
 #include "engine/convert/quantizer.h"
 #include "engine/convert/weight_encoder.h"
 #include "engine/formats/pack.h"
@@ -27,20 +30,41 @@ bool IsFloat(GgufType type) {
   return type == GgufType::kF32 || type == GgufType::kF16 || type == GgufType::kBF16;
 }
 
-WeightTarget Quantized(int bits) {
+WeightTarget Quantized(NestedFormat format) {
   WeightTarget target;
   target.kind = Kind::kQuantize;
-  target.quantizer.format = {ScaleKind::kU8Min, 32, static_cast<uint8_t>(bits)};
+  target.quantizer.format = format;
+  target.fit_levels = true;
   return target;
 }
 
 // A matrix at `bits`, 0 meaning what the source has.
 WeightTarget MatrixTarget(const CheckpointWeight& weight, int bits, WeightForm float_form) {
-  if (bits != 0) return Quantized(bits);
+  if (bits != 0) return Quantized(ExpertFormat(bits));
   if (ExactFormat(weight.type.type)) return {.kind = Kind::kExact};
   if (IsFloat(weight.type.type)) return {.kind = Kind::kFloats, .form = float_form};
   // Values that are not equally spaced (IQ4_NL, IQ4_XS, MXFP4).
-  return Quantized(8);
+  return Quantized(ExpertFormat(8));
+}
+
+// What calibration says of one matrix's inputs, ready for the quantizer.
+struct Importance {
+  std::vector<float> mean_square, compensation;
+
+  InputStatistics view() const { return {mean_square, compensation}; }
+};
+
+// Relative to the mean of the second moments' diagonal, as GPTQ has it.
+constexpr double kDamping = 0.01;
+
+Importance ImportanceOf(const InputMoments& moments, bool compensate,
+                        const InputMoments* prior = nullptr) {
+  // An expert that few tokens chose leans on what its layer's experts see together.
+  const double prior_weight = prior == nullptr || prior->weight() <= 0 ? 0 : 0.1 * moments.cols();
+  Importance importance;
+  importance.mean_square = moments.MeanSquare();
+  if (compensate) importance.compensation = moments.Compensation(kDamping, prior, prior_weight);
+  return importance;
 }
 
 class Packer {
@@ -49,11 +73,13 @@ class Packer {
       : source_(source),
         config_(source.config()),
         options_(options),
+        threads_(threads),
         writer_(std::move(writer)),
         encoder_(source, threads) {}
 
   Result<PackReport> Run() {
     const auto start = Clock::now();
+    if (auto ok = AllocateExperts(); !ok) return ok.error();
     std::vector<ExpectedTensor> expected = ExpectedTensors(config_);
     for (size_t i = 0; i < expected.size(); ++i) {
       const ExpectedTensor& weight = expected[i];
@@ -62,15 +88,13 @@ class Packer {
       } else if (weight.role == TensorRole::kExpertGate) {
         if (auto ok = AddExpert(weight.layer, weight.expert); !ok) return ok.error();
       }
-      if (options_.progress) {
-        options_.progress(static_cast<double>(i + 1) / static_cast<double>(expected.size() + 1));
-      }
+      Progress("packing", static_cast<double>(i + 1) / static_cast<double>(expected.size() + 1));
     }
     PackMetadata metadata;
     metadata.files = source_.files();
     metadata.provenance = Provenance();
     if (auto ok = writer_.Finish(metadata); !ok) return ok.error();
-    if (options_.progress) options_.progress(1);
+    Progress("packing", 1);
     report_.source_bytes = source_.weight_bytes();
     report_.pack_bytes = writer_.bytes_written();
     report_.expert_bits = Bits(expert_bytes_, expert_values_);
@@ -82,6 +106,71 @@ class Packer {
  private:
   static double Bits(uint64_t bytes, uint64_t values) {
     return values == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(values);
+  }
+  void Progress(const char* what, double fraction) const {
+    if (options_.progress) options_.progress(what, fraction);
+  }
+
+  bool allocates() const {
+    return options_.calibration != nullptr && options_.expert_bits != kKeepBits &&
+           !options_.uniform;
+  }
+
+  Result<> AllocateExperts() {
+    if (!allocates()) return {};
+    AllocationOptions allocation = options_.allocation;
+    allocation.average_bits = options_.expert_bits;
+    allocation.ladder.assign(std::begin(kLadder), std::end(kLadder));
+    cpu::ThreadPool pool(threads_);
+    const int layers = config_.num_layers();
+    std::vector<std::vector<ExpertProfile>> profiles(static_cast<size_t>(layers));
+    for (int layer = 0; layer < layers; ++layer) {
+      if (!config_.layers[static_cast<size_t>(layer)].sparse) continue;
+      auto measured = ProfileExperts(
+          source_, layer, options_.calibration->survey(), allocation.ladder, &pool,
+          [&](double fraction) { Progress("profiling experts", (layer + fraction) / layers); });
+      if (!measured) return measured.error();
+      profiles[static_cast<size_t>(layer)] = std::move(*measured);
+    }
+    auto solved = AllocateBits(profiles, allocation);
+    if (!solved) return solved.error();
+    report_.allocation = std::move(*solved);
+    return {};
+  }
+
+  // Statistics of a layer's matrices, for the layer that is being packed.
+  const LayerStatistics* StatisticsOf(int layer) {
+    return options_.calibration == nullptr ? nullptr : &options_.calibration->Layer(layer);
+  }
+
+  Importance DenseImportance(const ExpectedTensor& expected) {
+    if (options_.calibration == nullptr) return {};
+    const bool compensate = options_.compensate;
+    const auto of = [&](const InputMoments& moments) { return ImportanceOf(moments, compensate); };
+    switch (expected.role) {
+      case TensorRole::kLmHead:
+        return ImportanceOf(options_.calibration->survey().head, false);
+      case TensorRole::kEmbedding:
+        // A tied table is the output head, too.
+        if (!config_.tied_embeddings) return {};
+        return ImportanceOf(options_.calibration->survey().head, false);
+      case TensorRole::kQ:
+      case TensorRole::kK:
+      case TensorRole::kV:
+        return of(StatisticsOf(expected.layer)->attention_inputs);
+      case TensorRole::kO:
+        return of(StatisticsOf(expected.layer)->attention_outputs);
+      case TensorRole::kSharedGate:
+      case TensorRole::kSharedUp:
+      case TensorRole::kDenseGate:
+      case TensorRole::kDenseUp:
+        return of(StatisticsOf(expected.layer)->shared.inputs);
+      case TensorRole::kSharedDown:
+      case TensorRole::kDenseDown:
+        return of(StatisticsOf(expected.layer)->shared.down_inputs);
+      default:
+        return {};
+    }
   }
 
   WeightTarget DenseTarget(const ExpectedTensor& expected, const CheckpointWeight& weight) const {
@@ -102,22 +191,53 @@ class Packer {
   Result<> AddDense(const ExpectedTensor& expected) {
     const auto weight = source_.Find(expected.role, expected.layer, -1);
     if (!weight) return weight.error();
-    const auto encoded = encoder_.Encode(*weight, DenseTarget(expected, *weight));
+    WeightTarget target = DenseTarget(expected, *weight);
+    Importance importance;
+    if (target.kind == Kind::kQuantize) importance = DenseImportance(expected);
+    target.statistics = importance.view();
+    const auto encoded = encoder_.Encode(*weight, target);
     if (!encoded) return encoded.error();
     dense_bytes_ += encoded->layout.bytes();
     dense_values_ += static_cast<uint64_t>(weight->rows) * weight->cols;
     return writer_.AddTensor(PackTensorName(config_, expected), encoded->layout, encoded->spans());
   }
 
+  int ExpertBits(int layer, int index) const {
+    if (!allocates()) return static_cast<int>(options_.expert_bits);
+    return report_.allocation.bits[static_cast<size_t>(layer)][static_cast<size_t>(index)];
+  }
+
+  // Of gate and up, and of down.
+  std::pair<Importance, Importance> ExpertImportance(int layer, int index) {
+    const LayerStatistics* statistics = StatisticsOf(layer);
+    if (statistics == nullptr) return {};
+    if (merged_layer_ != layer) {
+      merged_inputs_ = statistics->MergedInputs();
+      merged_layer_ = layer;
+    }
+    const ExpertStatistics& expert = statistics->experts[static_cast<size_t>(index)];
+    const bool seen = expert.inputs.weight() > 0;
+    const InputMoments& inputs =
+        seen && expert.inputs.has_products() ? expert.inputs : merged_inputs_;
+    Importance importance = ImportanceOf(inputs, options_.compensate, &merged_inputs_);
+    if (seen) importance.mean_square = expert.inputs.MeanSquare();
+    Importance down;
+    if (seen) down = ImportanceOf(expert.down_inputs, options_.compensate);
+    return {std::move(importance), std::move(down)};
+  }
+
   Result<> AddExpert(int layer, int index) {
     constexpr TensorRole kRoles[] = {TensorRole::kExpertGate, TensorRole::kExpertUp,
                                      TensorRole::kExpertDown};
-    const int bits = static_cast<int>(options_.expert_bits);
+    std::pair<Importance, Importance> importance;
+    if (options_.expert_bits != kKeepBits) importance = ExpertImportance(layer, index);
     EncodedWeight encoded[3];
     for (int i = 0; i < 3; ++i) {
       const auto weight = source_.Find(kRoles[i], layer, index);
       if (!weight) return weight.error();
-      auto one = encoder_.Encode(*weight, MatrixTarget(*weight, bits, WeightForm::kPanels));
+      WeightTarget target = MatrixTarget(*weight, ExpertBits(layer, index), WeightForm::kPanels);
+      target.statistics = (i == 2 ? importance.second : importance.first).view();
+      auto one = encoder_.Encode(*weight, target);
       if (!one) return one.error();
       encoded[i] = std::move(*one);
       expert_bytes_ += encoded[i].layout.bytes();
@@ -131,20 +251,46 @@ class Packer {
   nlohmann::ordered_json Provenance() const {
     nlohmann::ordered_json json;
     json["tool"] = options_.tool;
-    json["source"] = options_.source;
+    json["source"] = options_.source_name;
     json["source_description"] = source_.description();
     json["expert_bits"] = options_.expert_bits;
     json["dense_bits"] = options_.dense_bits;
     json["ladder"] = kLadder;
+    if (options_.calibration == nullptr) return json;
+    const CalibrationStatistics& survey = options_.calibration->survey();
+    json["calibration"] = {{"text", options_.calibration_name},
+                           {"tokens", survey.tokens},
+                           {"error_compensation", options_.compensate}};
+    // For prefetch and caches: the share of tokens that chose each expert.
+    nlohmann::ordered_json frequencies = nlohmann::ordered_json::array();
+    for (const LayerStatistics& layer : survey.layers) {
+      nlohmann::ordered_json row = nlohmann::ordered_json::array();
+      for (const ExpertStatistics& expert : layer.experts) {
+        const double share = static_cast<double>(expert.count) /
+                             static_cast<double>(std::max<int64_t>(1, survey.tokens));
+        row.push_back(std::round(share * 1e5) / 1e5);
+      }
+      frequencies.push_back(std::move(row));
+    }
+    json["calibration"]["expert_frequency"] = std::move(frequencies);
+    if (!allocates()) return json;
+    const Allocation& allocation = report_.allocation;
+    json["allocation"] = {{"average_bits", allocation.average_bits}, {"bits", allocation.bits}};
+    nlohmann::ordered_json super = nlohmann::ordered_json::array();
+    for (const ExpertId id : allocation.super_experts) super.push_back({id.layer, id.index});
+    json["allocation"]["super_experts"] = std::move(super);
     return json;
   }
 
   const Checkpoint& source_;
   const ModelConfig& config_;
   const PackOptions& options_;
+  const int threads_;
   PackWriter writer_;
   WeightEncoder encoder_;
   PackReport report_;
+  InputMoments merged_inputs_;  // of merged_layer_'s experts
+  int merged_layer_ = -1;
   uint64_t expert_bytes_ = 0, expert_values_ = 0;
   uint64_t dense_bytes_ = 0, dense_values_ = 0;
 };
@@ -160,7 +306,7 @@ Result<> CheckOptions(const PackOptions& options) {
     return InvalidArgument("expert bits must lie between 2 and 8");
   }
   const bool whole = bits == std::floor(bits) && InLadder(static_cast<int>(bits));
-  if (!whole && options.calibration == nullptr) {
+  if (!whole && (options.calibration == nullptr || options.uniform)) {
     return InvalidArgument(
         "an average between the precisions 2, 3, 4, 6 and 8 needs a calibration to say which "
         "experts deserve more");

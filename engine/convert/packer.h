@@ -11,30 +11,35 @@
 #include <vector>
 
 #include "engine/base/result.h"
+#include "engine/convert/allocation.h"
 #include "engine/convert/checkpoint.h"
 
 namespace sluice {
 
-struct Calibration;  // calibration.h
+class LayerCalibrator;
 
 // Bits of a setting that keeps what the source has: quantized blocks that a nested format holds
 // without loss stay as they are, floats stay floats. Blocks that no format holds become 8 bits.
 inline constexpr double kKeepBits = 0;
 
 struct PackOptions {
-  // Routed experts: kKeepBits, or the average bits per weight. Without a profile, a whole number of
-  // the ladder (2, 3, 4, 6, 8) for all; with one, allocated expert by expert (allocation.h).
+  // Routed experts: kKeepBits, or the average bits per weight, scales left out. Without calibration
+  // one of the ladder (2, 3, 4, 6, 8) for all; with it, allocated expert by expert (allocation.h).
   double expert_bits = kKeepBits;
   // Attention, embeddings, output head, shared experts, dense layers: kKeepBits or 2, 3, 4, 6, 8.
   int dense_bits = 0;
-  // What calibration found (calibration.h); null: data-free.
-  const Calibration* calibration = nullptr;
-  bool uniform = false;  // no allocation: every expert gets expert_bits
-  int threads = 0;       // 0: the cores that the process may use
-  // Said of the source and the tool, into the pack's provenance.
-  std::string tool, source;
-  // Called with fractions in [0, 1]; may be empty.
-  std::function<void(double fraction)> progress;
+  // What the source's activations look like (layer_calibrator.h); null: data-free. It gives every
+  // input column its importance, rounding errors something to be made up with, and experts their
+  // bits.
+  LayerCalibrator* calibration = nullptr;
+  bool uniform = false;          // no allocation: every expert gets expert_bits
+  bool compensate = true;        // error compensation; for comparisons
+  AllocationOptions allocation;  // average_bits and ladder are set by PackModel
+  int threads = 0;               // 0: the cores that the process may use
+  // Said of the source, the calibration text and the tool, into the pack's provenance.
+  std::string tool, source_name, calibration_name;
+  // Called with what is being done and fractions in [0, 1]; may be empty.
+  std::function<void(const std::string& what, double fraction)> progress;
 };
 
 struct PackReport {
@@ -42,7 +47,8 @@ struct PackReport {
   uint64_t pack_bytes = 0;    // the file
   double expert_bits = 0;     // average bits per weight of routed experts, scales included
   double dense_bits = 0;      // of everything else
-  double seconds = 0;
+  Allocation allocation;      // empty without one
+  double seconds = 0;         // profiling and calibration on demand included
 };
 
 // Writes `path` (atomically: see PackWriter). Errors: of the source, of the writer, and options

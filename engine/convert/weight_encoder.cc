@@ -21,6 +21,16 @@ bool IsFloat(GgufType type) {
   return type == GgufType::kF32 || type == GgufType::kF16 || type == GgufType::kBF16;
 }
 
+Result<> AllocatePlanes(EncodedWeight* out) {
+  out->planes.clear();
+  for (int i = 0; i < out->layout.planes(); ++i) {
+    auto plane = DeviceBuffer::Host(out->layout.plane_bytes(i), "a converted weight");
+    if (!plane) return plane.error();
+    out->planes.push_back(std::move(*plane));
+  }
+  return {};
+}
+
 // Rows of a piece: whole panels, about kPieceBytes of F32.
 int PieceRows(const CheckpointWeight& weight) {
   const int64_t rows = static_cast<int64_t>(kPieceBytes / sizeof(float)) / std::max(1, weight.cols);
@@ -37,7 +47,7 @@ WeightEncoder::WeightEncoder(const Checkpoint& source, int threads)
 
 Result<> WeightEncoder::EncodeFloats(const CheckpointWeight& weight, EncodedWeight* out) {
   WeightLayout& layout = out->layout;
-  out->planes.assign(1, std::vector<std::byte>(layout.plane_bytes(0)));
+  if (auto ok = AllocatePlanes(out); !ok) return ok;
   const bool raw = IsFloat(weight.type.type) && FloatType(weight.type.type) == layout.dtype;
   const size_t row_bytes = static_cast<size_t>(weight.cols) * DTypeBytes(layout.dtype);
   const int step = PieceRows(weight);
@@ -57,10 +67,10 @@ Result<> WeightEncoder::EncodeFloats(const CheckpointWeight& weight, EncodedWeig
     if (layout.form == WeightForm::kRowMajor) {
       const auto* bytes = static_cast<const std::byte*>(piece);
       std::copy_n(bytes, static_cast<size_t>(rows) * row_bytes,
-                  out->planes[0].data() + static_cast<size_t>(row) * row_bytes);
+                  out->planes[0].as<std::byte>() + static_cast<size_t>(row) * row_bytes);
       continue;
     }
-    std::byte* packed = out->planes[0].data() + static_cast<size_t>(row / cpu::kPanelRows) *
+    std::byte* packed = out->planes[0].as<std::byte>() + static_cast<size_t>(row / cpu::kPanelRows) *
                                                     cpu::PanelBytes(layout.dtype, weight.cols);
     pool_.ParallelFor(cpu::PanelCount(rows), 4, [&](int64_t begin, int64_t end) {
       ops_->pack_matrix(layout.dtype, piece, rows, weight.cols, static_cast<int>(begin),
@@ -72,14 +82,13 @@ Result<> WeightEncoder::EncodeFloats(const CheckpointWeight& weight, EncodedWeig
 
 Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const WeightTarget& target,
                                      EncodedWeight* out) {
-  const WeightLayout& layout = out->layout;
+  WeightLayout& layout = out->layout;
+  if (auto ok = AllocatePlanes(out); !ok) return ok;
   std::vector<std::byte*> planes;
-  out->planes.clear();
-  for (int i = 0; i < layout.planes(); ++i) {
-    out->planes.emplace_back(layout.plane_bytes(i));
-    planes.push_back(out->planes.back().data());
-  }
+  for (const DeviceBuffer& plane : out->planes) planes.push_back(plane.as<std::byte>());
   const bool exact = target.kind == WeightTarget::Kind::kExact;
+  const bool fit = !exact && target.fit_levels && layout.planes() > 1;
+  std::vector<LevelFit> fits(panels_.size(), LevelFit(layout.nested));
   const size_t row_bytes = GgufBytes(weight.type, static_cast<uint64_t>(weight.cols));
   const int step = PieceRows(weight);
   for (int row = 0; row < weight.rows; row += step) {
@@ -102,14 +111,21 @@ Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const Weigh
           ImportPanel(weight.type, raw_.data() + static_cast<size_t>(first) * row_bytes, count,
                       weight.cols, &scratch);
         } else {
-          QuantizePanel(target.quantizer, target.statistics,
-                        floats_.data() + static_cast<size_t>(first) * weight.cols, count,
-                        weight.cols, &scratch);
+          const float* values = floats_.data() + static_cast<size_t>(first) * weight.cols;
+          QuantizePanel(target.quantizer, target.statistics, values, count, weight.cols, &scratch);
+          if (fit) {
+            fits[static_cast<size_t>(worker)].Add(target.statistics, values, count, weight.cols,
+                                                  scratch);
+          }
         }
         EncodeNestedPanel(layout.nested, weight.cols, scratch, row / kNestedRows + panel,
                           planes.data());
       }
     });
+  }
+  if (fit) {
+    for (size_t worker = 1; worker < fits.size(); ++worker) fits[0].Merge(fits[worker]);
+    layout.levels = fits[0].Levels();
   }
   return {};
 }

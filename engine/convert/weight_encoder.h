@@ -11,6 +11,7 @@
 #include "engine/convert/checkpoint.h"
 #include "engine/convert/quantizer.h"
 #include "engine/formats/pack.h"
+#include "engine/tensor/device_buffer.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -18,9 +19,13 @@ namespace sluice {
 
 struct EncodedWeight {
   WeightLayout layout;
-  std::vector<std::vector<std::byte>> planes;
+  std::vector<DeviceBuffer> planes;  // host memory, ready for kernels
 
-  std::vector<std::span<const std::byte>> spans() const { return {planes.begin(), planes.end()}; }
+  std::vector<std::span<const std::byte>> spans() const {
+    std::vector<std::span<const std::byte>> spans;
+    for (const DeviceBuffer& plane : planes) spans.push_back(plane.span<const std::byte>());
+    return spans;
+  }
 };
 
 // What becomes of a weight.

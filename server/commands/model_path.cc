@@ -79,8 +79,10 @@ Result<> Pack(const fs::path& model, const fs::path& pack, const ModelPathOption
   PackOptions pack_options;
   pack_options.threads = options.threads;
   pack_options.tool = std::string("sluice ") + kVersion;
-  pack_options.source = model.filename().string();
-  pack_options.progress = options.progress;
+  pack_options.source_name = model.filename().string();
+  pack_options.progress = [&](const std::string&, double fraction) {
+    if (options.progress) options.progress(fraction);
+  };
   const auto report = PackModel(**source, pack, pack_options);
   if (!report) return report.error();
   return {};
