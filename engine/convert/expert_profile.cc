@@ -58,11 +58,11 @@ Result<std::vector<ExpertProfile>> ProfileExperts(const Checkpoint& source, int 
       work.down_inputs = expert.down_inputs.MeanSquare();
       const ExpertFloats floats = {config.hidden, config.expert_intermediate, work.matrices[0],
                                    work.matrices[1], work.matrices[2]};
-      work.profile = ProfileOf(
-          expert, statistics.tokens,
-          ExpertOutputErrors(floats, {.mean_square = work.inputs, .compensation = {}},
-                             {.mean_square = work.down_inputs, .compensation = {}},
-                             expert.samples, formats));
+      work.profile =
+          ProfileOf(expert, statistics.tokens,
+                    ExpertOutputErrors(floats, {.mean_square = work.inputs, .compensation = {}},
+                                       {.mean_square = work.down_inputs, .compensation = {}},
+                                       expert.samples, formats));
     });
     for (int i = 0; i < count; ++i) {
       profiles.push_back(std::move(batch[static_cast<size_t>(i)].profile));

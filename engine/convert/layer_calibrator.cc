@@ -22,9 +22,7 @@ class ObserverSwitch final : public ForwardObserver {
   void OnAttentionOutputs(int layer, const ActivationRows& x) override {
     observer_->OnAttentionOutputs(layer, x);
   }
-  void OnExpert(const ExpertActivations& activations) override {
-    observer_->OnExpert(activations);
-  }
+  void OnExpert(const ExpertActivations& activations) override { observer_->OnExpert(activations); }
   void OnHeadInputs(const ActivationRows& x) override { observer_->OnHeadInputs(x); }
 
  private:
@@ -35,8 +33,8 @@ class ObserverSwitch final : public ForwardObserver {
 size_t MomentBytes(const ModelConfig& config, bool expert_moments) {
   const auto square = [](int cols) { return static_cast<size_t>(cols) * cols * sizeof(float); };
   const size_t expert = square(config.hidden) + square(config.expert_intermediate);
-  return square(config.hidden) + square(config.heads * config.head_dim) +
-         square(config.hidden) + square(config.shared_intermediate) +
+  return square(config.hidden) + square(config.heads * config.head_dim) + square(config.hidden) +
+         square(config.shared_intermediate) +
          (expert_moments ? expert * static_cast<size_t>(config.router.num_experts)
                          : square(config.hidden));
 }
@@ -111,9 +109,9 @@ const LayerStatistics& LayerCalibrator::Layer(int layer) {
     const size_t layers =
         s.options.moment_bytes / std::max<size_t>(1, MomentBytes(config, options.expert_moments));
     s.window_begin = layer;
-    s.window_end = static_cast<int>(std::min<size_t>(
-        static_cast<size_t>(config.num_layers()), static_cast<size_t>(layer) +
-                                                      std::max<size_t>(1, layers)));
+    s.window_end = static_cast<int>(
+        std::min<size_t>(static_cast<size_t>(config.num_layers()),
+                         static_cast<size_t>(layer) + std::max<size_t>(1, layers)));
     options.moments_first_layer = s.window_begin;
     options.moments_end_layer = s.window_end;
     options.samples_per_expert = 0;

@@ -1,5 +1,5 @@
-// Calibration of a model that is too large to keep every layer's second moments at once: the text is
-// run once for what is cheap to know of all layers, and again for the second moments of as many
+// Calibration of a model that is too large to keep every layer's second moments at once: the text
+// is run once for what is cheap to know of all layers, and again for the second moments of as many
 // layers as memory allows, when they are asked for.
 #pragma once
 

@@ -70,8 +70,9 @@ Result<> WeightEncoder::EncodeFloats(const CheckpointWeight& weight, EncodedWeig
                   out->planes[0].as<std::byte>() + static_cast<size_t>(row) * row_bytes);
       continue;
     }
-    std::byte* packed = out->planes[0].as<std::byte>() + static_cast<size_t>(row / cpu::kPanelRows) *
-                                                    cpu::PanelBytes(layout.dtype, weight.cols);
+    std::byte* packed =
+        out->planes[0].as<std::byte>() +
+        static_cast<size_t>(row / cpu::kPanelRows) * cpu::PanelBytes(layout.dtype, weight.cols);
     pool_.ParallelFor(cpu::PanelCount(rows), 4, [&](int64_t begin, int64_t end) {
       ops_->pack_matrix(layout.dtype, piece, rows, weight.cols, static_cast<int>(begin),
                         static_cast<int>(end), packed);

@@ -19,7 +19,10 @@ size_t AlignLine(size_t bytes) { return AlignUp(bytes, 64); }
 }  // namespace
 
 CpuBackend::CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, bool wide_activations)
-    : ops_(ops), pool_(threads, pin_threads), wide_activations_(wide_activations) {
+    : ops_(ops),
+      pool_(threads, pin_threads),
+      wide_activations_(wide_activations),
+      shares_(static_cast<size_t>(threads)) {
   SLUICE_CHECK(ops != nullptr);
 }
 
@@ -136,11 +139,13 @@ void CpuBackend::PackWide(const float* x, ptrdiff_t x_stride, const int32_t* gat
   ops_->nested_pack_activations(values, cols, nullptr, 2 * tokens, cols, packed);
 }
 
-void CpuBackend::MatmulPanels(const PackedMatrix& matrix, int begin, int end, const void* packed,
+void CpuBackend::MatmulPanels(const Panels& panels, const Panels& next, const void* packed,
                               int tokens, const float* bias, float* y, ptrdiff_t y_stride,
                               Worker& worker) const {
+  const PackedMatrix& matrix = *panels.matrix;
+  const int begin = panels.begin;
   const int first_row = begin * cpu::kPanelRows;
-  const int rows = std::min(matrix.rows, end * cpu::kPanelRows) - first_row;
+  const int rows = std::min(matrix.rows, panels.end * cpu::kPanelRows) - first_row;
   if (bias != nullptr) bias += first_row;
   if (!matrix.is_nested()) {
     ops_->matmul({.weight_dtype = matrix.dtype,
@@ -149,7 +154,7 @@ void CpuBackend::MatmulPanels(const PackedMatrix& matrix, int begin, int end, co
                   .tokens = tokens,
                   .cols = matrix.cols,
                   .panel_begin = 0,
-                  .panel_end = end - begin,
+                  .panel_end = panels.end - begin,
                   .rows = rows,
                   .bias = bias,
                   .y = y,
@@ -164,17 +169,22 @@ void CpuBackend::MatmulPanels(const PackedMatrix& matrix, int begin, int end, co
                                 .tokens = tokens,
                                 .cols = matrix.cols,
                                 .panel_begin = 0,
-                                .panel_end = end - begin,
-                                .readable_end = matrix.panels() - begin,
+                                .panel_end = panels.end - begin,
+                                .next = {},
                                 .rows = rows,
                                 .bias = bias,
                                 .y = y,
                                 .y_stride = y_stride,
                                 .scratch = worker.nested};
+  const bool same_panels = next.matrix != nullptr && next.matrix->cols == matrix.cols &&
+                           next.matrix->nested.count == matrix.nested.count &&
+                           next.matrix->nested.format == matrix.nested.format;
   for (int i = 0; i < matrix.nested.count; ++i) {
-    args.plane[i] =
-        matrix.nested.planes[i] +
-        NestedPanelBytes(matrix.nested.format, matrix.cols, i) * static_cast<size_t>(begin);
+    const size_t bytes = NestedPanelBytes(matrix.nested.format, matrix.cols, i);
+    args.plane[i] = matrix.nested.planes[i] + bytes * static_cast<size_t>(begin);
+    if (same_panels) {
+      args.next[i] = next.matrix->nested.planes[i] + bytes * static_cast<size_t>(next.begin);
+    }
   }
   if (!wide_activations_) {
     ops_->nested_matmul(args);
@@ -272,18 +282,25 @@ void CpuBackend::AddChunks(int index, int panels, size_t panel_bytes, int tokens
   }
 }
 
-void CpuBackend::MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker& worker) {
+void CpuBackend::MatmulChunk(const LinearArgs& args, int64_t index, int64_t next_index,
+                             Worker& worker) {
+  const Chunk& chunk = chunks_[index];
   const LinearOutput& output = args.outputs[chunk.index];
   const PackedMatrix& weight = output.weight;
   const int form = static_cast<int>(weight.activation_form());
   const auto* packed = packed_[form].as<std::byte>();
   const int first_row = chunk.begin * cpu::kPanelRows;
   const int chunk_rows = std::min(weight.rows, chunk.end * cpu::kPanelRows) - first_row;
+  Panels next;
+  if (next_index >= 0) {
+    const Chunk& after = chunks_[next_index];
+    next = {&args.outputs[after.index].weight, after.begin, after.end};
+  }
   for (int begin = 0, tile = 0; begin < args.tokens; begin += kTileTokens, ++tile) {
     const int count = std::min(kTileTokens, args.tokens - begin);
     const ptrdiff_t stride = output.add ? chunk_rows : output.y_stride;
     float* rows = output.y + begin * output.y_stride + first_row;
-    MatmulPanels(weight, chunk.begin, chunk.end, packed + tile * tile_bytes_[form], count,
+    MatmulPanels({&weight, chunk.begin, chunk.end}, next, packed + tile * tile_bytes_[form], count,
                  output.bias, output.add ? worker.gate : rows, stride, worker);
     if (!output.add) continue;
     for (int t = 0; t < count; ++t) {
@@ -338,7 +355,7 @@ void CpuBackend::Linear(const LinearArgs& args) {
     AddChunks(static_cast<int>(i), weight.panels(), weight.panel_bytes(), args.tokens, target);
   }
   ForEach(static_cast<int64_t>(chunks_.size()), total_cost < 2 * kMinChunkCost,
-          [&](Worker& worker, int64_t i) { MatmulChunk(args, chunks_[i], worker); });
+          [&](Worker& worker, int64_t i, int64_t next) { MatmulChunk(args, i, next, worker); });
 }
 
 void CpuBackend::TopKToken(const TopKArgs& args, int token) {

@@ -1,12 +1,13 @@
 // The CPU backend: kernels/cpu over a fork-join pool of workers.
 //
 // How work is cut. Matrix products are cut by panels of 16 outputs into chunks that workers take
-// dynamically; a chunk's weights are read from memory once and applied to all tokens, tile by tile
-// (kTileTokens), so they stay in the worker's L2 cache between tiles. A chunk is at least
-// kMinChunkCost so that small layers are not all overhead, and work below that runs on the calling
-// thread without waking anybody.
+// from shares of their own; a chunk's weights are read from memory once and applied to all tokens,
+// tile by tile (kTileTokens), so they stay in the worker's L2 cache between tiles. A chunk is at
+// least kMinChunkCost so that small layers are not all overhead, and work below that runs on the
+// calling thread without waking anybody.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -83,8 +84,8 @@ class CpuBackend final : public Backend {
                     // null without wide activations
   };
 
-  // Calls f(worker, item) for item in [0, count), handed out in ascending order; on the calling
-  // thread alone when `small`.
+  // Calls f(worker, item) or f(worker, item, next) for item in [0, count); `next` is what this
+  // worker will probably do after it, or -1. On the calling thread alone when `small`.
   template <class F>
   void ForEach(int64_t count, bool small, F&& f);
 
@@ -102,13 +103,20 @@ class CpuBackend final : public Backend {
   // The same for bit-nested matrices with wide activations: rows [tokens], then their remainders.
   void PackWide(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens, int cols,
                 void* packed, Worker& worker) const;
-  // Panels [begin, end) of `matrix` times packed inputs; y is where row 16 * begin goes.
-  void MatmulPanels(const PackedMatrix& matrix, int begin, int end, const void* packed, int tokens,
+  // Panels of a matrix; null: none.
+  struct Panels {
+    const PackedMatrix* matrix = nullptr;
+    int begin = 0;
+    int end = 0;
+  };
+  // `panels` times packed inputs; y is where row 16 * panels.begin goes. `next`: what the worker
+  // multiplies with afterwards, for prefetch.
+  void MatmulPanels(const Panels& panels, const Panels& next, const void* packed, int tokens,
                     const float* bias, float* y, ptrdiff_t y_stride, Worker& worker) const;
-  void MatmulChunk(const LinearArgs& args, const Chunk& chunk, Worker& worker);
+  void MatmulChunk(const LinearArgs& args, int64_t index, int64_t next, Worker& worker);
   void PackTiles(const float* x, ptrdiff_t x_stride, int cols, const MlpArgs& args, bool gather);
-  void GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
-  void DownChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker);
+  void GateUpChunk(const MlpArgs& args, int64_t index, int64_t next, Worker& worker);
+  void DownChunk(const MlpArgs& args, int64_t index, int64_t next, Worker& worker);
   cpu::AttentionArgs KernelArgs(const PagedAttentionArgs& args, const AttentionPiece& piece) const;
   // Cuts contexts for Attention; false, with nothing cut, when partials_ is too small.
   bool CutContexts(const PagedAttentionArgs& args);
@@ -119,6 +127,13 @@ class CpuBackend final : public Backend {
   cpu::ThreadPool pool_;
   const bool wide_activations_;
   WorkspaceLimits limits_;
+
+  // A worker's part of the items of a region.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Share> shares_;  // [threads]
 
   DeviceBuffer worker_memory_;
   std::vector<Worker> workers_;

@@ -70,7 +70,8 @@ void CpuBackend::PackTiles(const float* x, ptrdiff_t x_stride, int cols, const M
           });
 }
 
-void CpuBackend::GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker) {
+void CpuBackend::GateUpChunk(const MlpArgs& args, int64_t index, int64_t next, Worker& worker) {
+  const Chunk& chunk = chunks_[index];
   const MlpGroup& group = args.groups[chunk.index];
   const GroupPlace& place = places_[chunk.index];
   const int width = group.gate.rows;
@@ -81,10 +82,17 @@ void CpuBackend::GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& wo
     const int begin = i * kTileTokens;
     const int count = std::min(kTileTokens, group.count - begin);
     const std::byte* packed = tiles_[place.tile + i].packed;
-    MatmulPanels(group.gate, chunk.begin, chunk.end, packed, count, nullptr, worker.gate,
-                 chunk_rows, worker);
-    MatmulPanels(group.up, chunk.begin, chunk.end, packed, count, nullptr, worker.up, chunk_rows,
-                 worker);
+    const Panels gate = {&group.gate, chunk.begin, chunk.end};
+    const Panels up = {&group.up, chunk.begin, chunk.end};
+    Panels after = gate;  // of the next tile
+    if (i + 1 == place.tile_count) {
+      after = {};
+      if (next >= 0) {
+        after = {&args.groups[chunks_[next].index].gate, chunks_[next].begin, chunks_[next].end};
+      }
+    }
+    MatmulPanels(gate, up, packed, count, nullptr, worker.gate, chunk_rows, worker);
+    MatmulPanels(up, after, packed, count, nullptr, worker.up, chunk_rows, worker);
     for (int t = 0; t < count; ++t) {
       ops_->silu_mul(worker.gate + static_cast<ptrdiff_t>(t) * chunk_rows,
                      worker.up + static_cast<ptrdiff_t>(t) * chunk_rows, chunk_rows,
@@ -93,12 +101,17 @@ void CpuBackend::GateUpChunk(const MlpArgs& args, const Chunk& chunk, Worker& wo
   }
 }
 
-void CpuBackend::DownChunk(const MlpArgs& args, const Chunk& chunk, Worker& worker) {
+void CpuBackend::DownChunk(const MlpArgs& args, int64_t index, int64_t next, Worker& worker) {
+  const Chunk& chunk = chunks_[index];
+  Panels after;
+  if (next >= 0) {
+    after = {&args.groups[chunks_[next].index].down, chunks_[next].begin, chunks_[next].end};
+  }
   const MlpGroup& group = args.groups[chunk.index];
   const GroupPlace& place = places_[chunk.index];
   for (int i = 0; i < place.tile_count; ++i) {
     const int begin = i * kTileTokens;
-    MatmulPanels(group.down, chunk.begin, chunk.end, tiles_[place.tile + i].packed,
+    MatmulPanels({&group.down, chunk.begin, chunk.end}, after, tiles_[place.tile + i].packed,
                  std::min(kTileTokens, group.count - begin), nullptr,
                  args.y + (place.row + begin) * args.hidden + chunk.begin * cpu::kPanelRows,
                  args.hidden, worker);
@@ -134,7 +147,7 @@ void CpuBackend::Mlp(const MlpArgs& args) {
               target);
   }
   ForEach(static_cast<int64_t>(chunks_.size()), up_cost < 2 * kMinChunkCost,
-          [&](Worker& worker, int64_t i) { GateUpChunk(args, chunks_[i], worker); });
+          [&](Worker& worker, int64_t i, int64_t next) { GateUpChunk(args, i, next, worker); });
 
   if (args.down_inputs != nullptr) {
     std::memcpy(args.down_inputs, mlp_values_.data(), static_cast<size_t>(value) * sizeof(float));
@@ -147,7 +160,7 @@ void CpuBackend::Mlp(const MlpArgs& args) {
     AddChunks(static_cast<int>(g), down.panels(), down.panel_bytes(), args.groups[g].count, target);
   }
   ForEach(static_cast<int64_t>(chunks_.size()), down_cost < 2 * kMinChunkCost,
-          [&](Worker& worker, int64_t i) { DownChunk(args, chunks_[i], worker); });
+          [&](Worker& worker, int64_t i, int64_t next) { DownChunk(args, i, next, worker); });
 }
 
 void CpuBackend::Combine(const CombineArgs& args) {

@@ -69,16 +69,22 @@ struct PanelView {
   const uint8_t* supers;
   const uint8_t* scales;
   const uint8_t* codes[kMaxPlanes];
-  // From here to the same place of the next panel, for prefetch: 0 when there is none.
+  // From here to the same place of the panel that is read next, for prefetch (modulo 2^64): 0 when
+  // there is none.
   size_t ahead[kMaxPlanes];
 };
 SLUICE_INLINE PanelView ViewOf(const NestedMatmulArgs& args, const NestedShape& shape, int panel) {
   PanelView view;
-  const bool exists = panel + 1 < args.readable_end;
+  const bool last = panel + 1 >= args.panel_end;
   for (int i = 0; i < shape.planes; ++i) {
     view.codes[i] = reinterpret_cast<const uint8_t*>(args.plane[i]) +
                     static_cast<size_t>(panel) * shape.panel_bytes[i];
-    view.ahead[i] = exists ? shape.panel_bytes[i] : 0;
+    view.ahead[i] = shape.panel_bytes[i];
+    if (last) {
+      view.ahead[i] = args.next[i] == nullptr ? 0
+                                              : reinterpret_cast<uintptr_t>(args.next[i]) -
+                                                    reinterpret_cast<uintptr_t>(view.codes[i]);
+    }
   }
   for (int i = shape.planes; i < kMaxPlanes; ++i) {
     view.codes[i] = nullptr;

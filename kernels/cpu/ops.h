@@ -80,7 +80,9 @@ struct NestedMatmulArgs {
   int cols;
   int panel_begin;  // panels [panel_begin, panel_end) are computed
   int panel_end;
-  int readable_end;    // panels up to here exist: prefetch may run into them
+  // Nullable: what this thread reads after panel panel_end - 1, plane by plane, in panels of the
+  // same size. It is prefetched meanwhile.
+  const std::byte* next[kMaxPlanes];
   int rows;            // true rows of the matrix: outputs at and past `rows` are not written
   const float* bias;   // nullable, [rows]; added after the sum
   float* y;            // y[t * y_stride + r], r counts from row 0 of the matrix

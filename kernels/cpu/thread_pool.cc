@@ -196,14 +196,14 @@ void ThreadPool::PinCaller() {
   if (!cores.empty()) PinTo(pthread_self(), cores[0]);
 }
 
-void ThreadPool::RunImpl(void (*call)(void*, int), void* context) {
+void ThreadPool::RunImpl(void (*call)(void*, int), void* context, bool wait_for_all) {
   if (threads_ > 1) {
     impl_->call = call;
     impl_->context = context;
     impl_->Post();
   }
   call(context, 0);
-  impl_->Join(/*cancel=*/false);
+  impl_->Join(/*cancel=*/!wait_for_all);
 }
 
 void ThreadPool::ParallelForImpl(int64_t n, int64_t grain, void (*call)(void*, int64_t, int64_t),

@@ -35,6 +35,15 @@ class ThreadPool {
             const_cast<void*>(static_cast<const void*>(&f)));
   }
 
+  // The same, but a worker that the system has not run by the time worker 0 returns is left out.
+  // REQUIRES: f hands out work so that those who come do all of it.
+  template <class F>
+  void RunWhoComes(F&& f) {
+    using Fn = std::remove_reference_t<F>;
+    RunImpl([](void* context, int worker) { (*static_cast<Fn*>(context))(worker); },
+            const_cast<void*>(static_cast<const void*>(&f)), /*wait_for_all=*/false);
+  }
+
   // Calls f(begin, end) over [0, n) in pieces of at most `grain`, handed out dynamically in
   // ascending order. Runs inline when one piece suffices or there is one worker.
   template <class F>
@@ -48,7 +57,7 @@ class ThreadPool {
 
  private:
   struct Impl;
-  void RunImpl(void (*call)(void*, int), void* context);
+  void RunImpl(void (*call)(void*, int), void* context, bool wait_for_all = true);
   void ParallelForImpl(int64_t n, int64_t grain, void (*call)(void*, int64_t, int64_t),
                        void* context);
 

@@ -37,7 +37,6 @@ NestedMatmulArgs ArgsAt(uint8_t* at, NestedFormat format, int planes, int tokens
   args.x = packed;
   args.tokens = tokens;
   args.cols = kCols;
-  args.readable_end = PanelCount(kRows);
   args.rows = kRows;
   args.y = y;
   args.y_stride = kRows;
@@ -54,6 +53,10 @@ void Multiply(Bench& b, const NestedMatmulArgs* matrices, size_t count,
       args.panel_begin = panels * worker / b.threads;
       args.panel_end = panels * (worker + 1) / b.threads;
       args.scratch = scratch[worker]->data();
+      for (int i = 0; m + 1 < count && i < args.planes; ++i) {
+        args.next[i] = matrices[m + 1].plane[i] + NestedPanelBytes(args.format, kCols, i) *
+                                                      static_cast<size_t>(args.panel_begin);
+      }
       b.ops->nested_matmul(args);
     }
   });
