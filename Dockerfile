@@ -11,6 +11,7 @@ COPY cmake cmake
 COPY kernels kernels
 COPY engine engine
 COPY server server
+COPY config/calibration.txt config/
 RUN cmake --preset release -DSLUICE_TESTS=OFF && cmake --build build --target sluice && strip build/sluice
 
 FROM debian:12-slim
@@ -18,9 +19,12 @@ RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
       curl libfmt9 libpcre2-8-0 libprometheus-cpp-core1.0 libspdlog1.10 libsystemd0 libtomlplusplus3 libutf8proc2 \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin sluice
+ && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin sluice \
+ && install -d -o sluice /var/cache/sluice
 COPY --from=build /src/build/sluice /usr/bin/sluice
 COPY deploy/demo-model /usr/share/sluice/demo-model
+# Packs made on first use of a GGUF file or a directory: mount a volume here to keep them.
+ENV XDG_CACHE_HOME=/var/cache
 USER 10001
 EXPOSE 8080
 # Answers 200 only when a model is loaded and requests are accepted.
