@@ -51,7 +51,13 @@ WeightTarget MatrixTarget(const CheckpointWeight& weight, int bits, WeightForm f
 struct Importance {
   std::vector<float> mean_square, compensation;
 
-  InputStatistics view() const { return {mean_square, compensation}; }
+  void Apply(WeightTarget* target) const {
+    target->statistics = {mean_square, compensation};
+    // With errors made up for, outputs hardly shrink, and scaling them back costs more than it
+    // gives (measured on the demo model at 3 and 4 bits); without, it nearly halves the divergence
+    // at 2.
+    if (!compensation.empty()) target->quantizer.keep_gain = 0;
+  }
 };
 
 // Relative to the mean of the second moments' diagonal, as GPTQ has it.
@@ -194,7 +200,7 @@ class Packer {
     WeightTarget target = DenseTarget(expected, *weight);
     Importance importance;
     if (target.kind == Kind::kQuantize) importance = DenseImportance(expected);
-    target.statistics = importance.view();
+    importance.Apply(&target);
     const auto encoded = encoder_.Encode(*weight, target);
     if (!encoded) return encoded.error();
     dense_bytes_ += encoded->layout.bytes();
@@ -236,7 +242,7 @@ class Packer {
       const auto weight = source_.Find(kRoles[i], layer, index);
       if (!weight) return weight.error();
       WeightTarget target = MatrixTarget(*weight, ExpertBits(layer, index), WeightForm::kPanels);
-      target.statistics = (i == 2 ? importance.second : importance.first).view();
+      (i == 2 ? importance.second : importance.first).Apply(&target);
       auto one = encoder_.Encode(*weight, target);
       if (!one) return one.error();
       encoded[i] = std::move(*one);

@@ -126,7 +126,7 @@ Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const Weigh
   }
   if (fit) {
     for (size_t worker = 1; worker < fits.size(); ++worker) fits[0].Merge(fits[worker]);
-    layout.levels = fits[0].Levels();
+    layout.levels = fits[0].Levels(target.quantizer.keep_gain);
   }
   return {};
 }
