@@ -1,6 +1,7 @@
 #include "engine/convert/expert_profile.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "engine/convert/expert_error.h"
@@ -26,11 +27,12 @@ NestedFormat ExpertFormat(int bits) { return {ScaleKind::kU8Min, 32, static_cast
 Result<std::vector<ExpertProfile>> ProfileExperts(const Checkpoint& source, int layer,
                                                   const CalibrationStatistics& statistics,
                                                   std::span<const int> ladder,
+                                                  const ExpertStatisticsSource& inputs_of,
                                                   cpu::ThreadPool* pool,
                                                   const std::function<void(double)>& progress) {
   struct Work {
     std::vector<float> matrices[3];
-    std::vector<float> inputs, down_inputs;
+    MatrixStatistics inputs, down_inputs;
     ExpertProfile profile;
   };
   const ModelConfig& config = source.config();
@@ -54,14 +56,12 @@ Result<std::vector<ExpertProfile>> ProfileExperts(const Checkpoint& source, int 
       Work& work = batch[static_cast<size_t>(worker)];
       const ExpertStatistics& expert =
           layer_statistics.experts[static_cast<size_t>(first + worker)];
-      work.inputs = expert.inputs.MeanSquare();
-      work.down_inputs = expert.down_inputs.MeanSquare();
+      std::tie(work.inputs, work.down_inputs) = inputs_of(first + worker);
       const ExpertFloats floats = {config.hidden, config.expert_intermediate, work.matrices[0],
                                    work.matrices[1], work.matrices[2]};
       work.profile =
           ProfileOf(expert, statistics.tokens,
-                    ExpertOutputErrors(floats, {.mean_square = work.inputs, .compensation = {}},
-                                       {.mean_square = work.down_inputs, .compensation = {}},
+                    ExpertOutputErrors(floats, work.inputs.view(), work.down_inputs.view(),
                                        expert.samples, formats));
     });
     for (int i = 0; i < count; ++i) {

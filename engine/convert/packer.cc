@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/convert/expert_error.h"
 #include "engine/convert/expert_profile.h"
 #include "engine/convert/layer_calibrator.h"
 #include "engine/convert/quantizer.h"
@@ -47,27 +48,22 @@ WeightTarget MatrixTarget(const CheckpointWeight& weight, int bits, WeightForm f
   return Quantized(ExpertFormat(8));
 }
 
-// What calibration says of one matrix's inputs, ready for the quantizer.
-struct Importance {
-  std::vector<float> mean_square, compensation;
-
-  void Apply(WeightTarget* target) const {
-    target->statistics = {mean_square, compensation};
-    // With errors made up for, outputs hardly shrink, and scaling them back costs more than it
-    // gives (measured on the demo model at 3 and 4 bits); without, it nearly halves the divergence
-    // at 2.
-    if (!compensation.empty()) target->quantizer.keep_gain = 0;
-  }
-};
+void Apply(const MatrixStatistics& importance, WeightTarget* target) {
+  target->statistics = importance.view();
+  // With errors made up for, outputs hardly shrink, and scaling them back costs more than it
+  // gives (measured on the demo model at 3 and 4 bits); without, it nearly halves the divergence
+  // at 2.
+  if (!importance.compensation.empty()) target->quantizer.keep_gain = 0;
+}
 
 // Relative to the mean of the second moments' diagonal, as GPTQ has it.
 constexpr double kDamping = 0.01;
 
-Importance ImportanceOf(const InputMoments& moments, bool compensate,
-                        const InputMoments* prior = nullptr) {
+MatrixStatistics ImportanceOf(const InputMoments& moments, bool compensate,
+                              const InputMoments* prior = nullptr) {
   // An expert that few tokens chose leans on what its layer's experts see together.
   const double prior_weight = prior == nullptr || prior->weight() <= 0 ? 0 : 0.1 * moments.cols();
-  Importance importance;
+  MatrixStatistics importance;
   importance.mean_square = moments.MeanSquare();
   if (compensate) importance.compensation = moments.Compensation(kDamping, prior, prior_weight);
   return importance;
@@ -85,13 +81,16 @@ class Packer {
 
   Result<PackReport> Run() {
     const auto start = Clock::now();
-    if (auto ok = AllocateExperts(); !ok) return ok.error();
     std::vector<ExpectedTensor> expected = ExpectedTensors(config_);
     for (size_t i = 0; i < expected.size(); ++i) {
       const ExpectedTensor& weight = expected[i];
       if (weight.expert < 0) {
         if (auto ok = AddDense(weight); !ok) return ok.error();
       } else if (weight.role == TensorRole::kExpertGate) {
+        if (allocates() && weight.layer != allocated_layer_) {
+          if (auto ok = AllocateExperts(weight.layer); !ok) return ok.error();
+          allocated_layer_ = weight.layer;
+        }
         if (auto ok = AddExpert(weight.layer, weight.expert); !ok) return ok.error();
       }
       Progress("packing", static_cast<double>(i + 1) / static_cast<double>(expected.size() + 1));
@@ -122,26 +121,45 @@ class Packer {
            !options_.uniform;
   }
 
-  Result<> AllocateExperts() {
-    if (!allocates()) return {};
+  // Bits of the routed experts of `layer` and those before it. Layer by layer, so that the second
+  // moments that profiling needs are the ones that packing the layer needs next: for large models
+  // every layer's cost a run over the text.
+  Result<> AllocateExperts(int layer) {
     AllocationOptions allocation = options_.allocation;
     allocation.average_bits = options_.expert_bits;
     allocation.ladder.assign(std::begin(kLadder), std::end(kLadder));
+    if (profiles_.empty()) PreviewProfiles();
+    // A budget for all layers together must know them all.
+    const int first = allocation.across_layers ? 0 : layer;
+    const int end = allocation.across_layers ? config_.num_layers() : layer + 1;
+    if (allocation.across_layers && !report_.allocation.bits.empty()) return {};
     cpu::ThreadPool pool(threads_);
-    const int layers = config_.num_layers();
-    std::vector<std::vector<ExpertProfile>> profiles(static_cast<size_t>(layers));
-    for (int layer = 0; layer < layers; ++layer) {
-      if (!config_.layers[static_cast<size_t>(layer)].sparse) continue;
-      auto measured = ProfileExperts(
-          source_, layer, options_.calibration->survey(), allocation.ladder, &pool,
-          [&](double fraction) { Progress("profiling experts", (layer + fraction) / layers); });
+    for (int l = first; l < end; ++l) {
+      if (!config_.layers[static_cast<size_t>(l)].sparse) continue;
+      FetchLayer(l);
+      auto measured =
+          ProfileExperts(source_, l, options_.calibration->survey(), allocation.ladder,
+                         [this](int index) { return ExpertImportance(index); }, &pool, {});
       if (!measured) return measured.error();
-      profiles[static_cast<size_t>(layer)] = std::move(*measured);
+      profiles_[static_cast<size_t>(l)] = std::move(*measured);
     }
-    auto solved = AllocateBits(profiles, allocation);
+    auto solved = AllocateBits(profiles_, allocation);
     if (!solved) return solved.error();
     report_.allocation = std::move(*solved);
     return {};
+  }
+
+  // What is known without measuring errors; Super Experts are found among all layers' experts.
+  void PreviewProfiles() {
+    const CalibrationStatistics& survey = options_.calibration->survey();
+    profiles_.resize(static_cast<size_t>(config_.num_layers()));
+    for (size_t l = 0; l < profiles_.size(); ++l) {
+      if (!config_.layers[l].sparse) continue;
+      for (const ExpertStatistics& expert : survey.layers[l].experts) {
+        profiles_[l].push_back(
+            ProfileOf(expert, survey.tokens, std::vector<double>(std::size(kLadder), 0.0)));
+      }
+    }
   }
 
   // Statistics of a layer's matrices, for the layer that is being packed.
@@ -149,7 +167,7 @@ class Packer {
     return options_.calibration == nullptr ? nullptr : &options_.calibration->Layer(layer);
   }
 
-  Importance DenseImportance(const ExpectedTensor& expected) {
+  MatrixStatistics DenseImportance(const ExpectedTensor& expected) {
     if (options_.calibration == nullptr) return {};
     const bool compensate = options_.compensate;
     const auto of = [&](const InputMoments& moments) { return ImportanceOf(moments, compensate); };
@@ -198,9 +216,9 @@ class Packer {
     const auto weight = source_.Find(expected.role, expected.layer, -1);
     if (!weight) return weight.error();
     WeightTarget target = DenseTarget(expected, *weight);
-    Importance importance;
+    MatrixStatistics importance;
     if (target.kind == Kind::kQuantize) importance = DenseImportance(expected);
-    importance.Apply(&target);
+    Apply(importance, &target);
     const auto encoded = encoder_.Encode(*weight, target);
     if (!encoded) return encoded.error();
     dense_bytes_ += encoded->layout.bytes();
@@ -213,21 +231,24 @@ class Packer {
     return report_.allocation.bits[static_cast<size_t>(layer)][static_cast<size_t>(index)];
   }
 
-  // Of gate and up, and of down.
-  std::pair<Importance, Importance> ExpertImportance(int layer, int index) {
-    const LayerStatistics* statistics = StatisticsOf(layer);
-    if (statistics == nullptr) return {};
-    if (merged_layer_ != layer) {
-      merged_inputs_ = statistics->MergedInputs();
-      merged_layer_ = layer;
-    }
-    const ExpertStatistics& expert = statistics->experts[static_cast<size_t>(index)];
+  // Second moments of a layer's experts, for ExpertImportance.
+  void FetchLayer(int layer) {
+    layer_statistics_ = StatisticsOf(layer);
+    if (layer_statistics_ == nullptr || merged_layer_ == layer) return;
+    merged_inputs_ = layer_statistics_->MergedInputs();
+    merged_layer_ = layer;
+  }
+
+  // Of gate and up, and of down, of an expert of the layer that was fetched last.
+  std::pair<MatrixStatistics, MatrixStatistics> ExpertImportance(int index) const {
+    if (layer_statistics_ == nullptr) return {};
+    const ExpertStatistics& expert = layer_statistics_->experts[static_cast<size_t>(index)];
     const bool seen = expert.inputs.weight() > 0;
     const InputMoments& inputs =
         seen && expert.inputs.has_products() ? expert.inputs : merged_inputs_;
-    Importance importance = ImportanceOf(inputs, options_.compensate, &merged_inputs_);
+    MatrixStatistics importance = ImportanceOf(inputs, options_.compensate, &merged_inputs_);
     if (seen) importance.mean_square = expert.inputs.MeanSquare();
-    Importance down;
+    MatrixStatistics down;
     if (seen) down = ImportanceOf(expert.down_inputs, options_.compensate);
     return {std::move(importance), std::move(down)};
   }
@@ -235,14 +256,17 @@ class Packer {
   Result<> AddExpert(int layer, int index) {
     constexpr TensorRole kRoles[] = {TensorRole::kExpertGate, TensorRole::kExpertUp,
                                      TensorRole::kExpertDown};
-    std::pair<Importance, Importance> importance;
-    if (options_.expert_bits != kKeepBits) importance = ExpertImportance(layer, index);
+    std::pair<MatrixStatistics, MatrixStatistics> importance;
+    if (options_.expert_bits != kKeepBits) {
+      FetchLayer(layer);
+      importance = ExpertImportance(index);
+    }
     EncodedWeight encoded[3];
     for (int i = 0; i < 3; ++i) {
       const auto weight = source_.Find(kRoles[i], layer, index);
       if (!weight) return weight.error();
       WeightTarget target = MatrixTarget(*weight, ExpertBits(layer, index), WeightForm::kPanels);
-      (i == 2 ? importance.second : importance.first).Apply(&target);
+      Apply(i == 2 ? importance.second : importance.first, &target);
       auto one = encoder_.Encode(*weight, target);
       if (!one) return one.error();
       encoded[i] = std::move(*one);
@@ -295,6 +319,9 @@ class Packer {
   PackWriter writer_;
   WeightEncoder encoder_;
   PackReport report_;
+  std::vector<std::vector<ExpertProfile>> profiles_;  // [layer][expert]; errors up to this layer's
+  int allocated_layer_ = -1;
+  const LayerStatistics* layer_statistics_ = nullptr;
   InputMoments merged_inputs_;  // of merged_layer_'s experts
   int merged_layer_ = -1;
   uint64_t expert_bytes_ = 0, expert_values_ = 0;
