@@ -113,8 +113,10 @@ void PrintProvenance(const Json& provenance) {
 void PrintLadder(const Json& report) {
   const Json& experts = report["totals"]["experts"];
   if (experts["count"] == 0) return;
-  std::printf("\nexperts by precision\n  %-10s %14s %14s %12s\n", "precision", "bytes", "added",
-              "bits/weight");
+  if (!report["ladder"].empty()) {
+    std::printf("\nexperts by precision\n  %-10s %14s %14s %12s\n", "precision", "bytes", "added",
+                "bits/weight");
+  }
   for (const Json& row : report["ladder"]) {
     std::printf("  %-10d %14s %14s %12.3f\n", row["precision"].get<int>(),
                 Size(row["expert_bytes"]).c_str(), Size(row["added_bytes"]).c_str(),
