@@ -1,7 +1,9 @@
 #include "engine/convert/checkpoint.h"
 
 #include <system_error>
+#include <vector>
 
+#include "engine/base/check.h"
 #include "engine/convert/gguf_checkpoint.h"
 #include "engine/convert/hf_checkpoint.h"
 
@@ -13,6 +15,15 @@ int64_t CheckpointWeight::SourceRow(int64_t row) const {
   const int64_t in_head = row % interleaved_head_dim;
   const int64_t half = interleaved_head_dim / 2;
   return row - in_head + 2 * (in_head % half) + in_head / half;
+}
+
+Result<> Checkpoint::ReadF32(const CheckpointWeight& weight, int first_row, int rows,
+                             std::span<float> out) const {
+  SLUICE_CHECK(out.size() == static_cast<uint64_t>(rows) * static_cast<uint64_t>(weight.cols));
+  std::vector<std::byte> raw(GgufBytes(weight.type, out.size()));
+  if (auto ok = ReadRaw(weight, first_row, rows, raw); !ok) return ok;
+  DequantizeGguf(weight.type, raw.data(), out);
+  return {};
 }
 
 Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::filesystem::path& path) {

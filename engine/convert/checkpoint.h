@@ -57,8 +57,8 @@ class Checkpoint {
   // Errors as FindTensor's: missing, another shape, a type that is not read.
   virtual Result<CheckpointWeight> Find(TensorRole role, int layer, int expert) const = 0;
   // Rows in the model's order, [rows, cols].
-  virtual Result<> ReadF32(const CheckpointWeight& weight, int first_row, int rows,
-                           std::span<float> out) const = 0;
+  Result<> ReadF32(const CheckpointWeight& weight, int first_row, int rows,
+                   std::span<float> out) const;
   // The file's own bytes of these rows, in the model's order; GgufBytes(type, rows * cols) of them.
   virtual Result<> ReadRaw(const CheckpointWeight& weight, int first_row, int rows,
                            std::span<std::byte> out) const = 0;

@@ -213,15 +213,6 @@ class GgufCheckpoint final : public Checkpoint {
                     ShapeText(places[0].shape));
   }
 
-  Result<> ReadF32(const CheckpointWeight& weight, int first_row, int rows,
-                   std::span<float> out) const override {
-    SLUICE_CHECK(out.size() == static_cast<uint64_t>(rows) * static_cast<uint64_t>(weight.cols));
-    std::vector<std::byte> raw(GgufBytes(weight.type, out.size()));
-    if (auto ok = ReadRaw(weight, first_row, rows, raw); !ok) return ok;
-    DequantizeGguf(weight.type, raw.data(), out);
-    return {};
-  }
-
   Result<> ReadRaw(const CheckpointWeight& weight, int first_row, int rows,
                    std::span<std::byte> out) const override {
     SLUICE_CHECK(first_row >= 0 && rows >= 0 && first_row <= weight.rows - rows);

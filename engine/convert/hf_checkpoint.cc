@@ -77,14 +77,6 @@ class HfCheckpoint final : public Checkpoint {
     return weight;
   }
 
-  Result<> ReadF32(const CheckpointWeight& weight, int first_row, int rows,
-                   std::span<float> out) const override {
-    std::vector<std::byte> raw(GgufBytes(weight.type, out.size()));
-    if (auto ok = ReadRaw(weight, first_row, rows, raw); !ok) return ok;
-    DequantizeGguf(weight.type, raw.data(), out);
-    return {};
-  }
-
   Result<> ReadRaw(const CheckpointWeight& weight, int first_row, int rows,
                    std::span<std::byte> out) const override {
     SLUICE_CHECK(first_row >= 0 && rows >= 0 && first_row <= weight.rows - rows);

@@ -27,10 +27,6 @@ bool InLadder(int bits) {
   return std::find(std::begin(kLadder), std::end(kLadder), bits) != std::end(kLadder);
 }
 
-bool IsFloat(GgufType type) {
-  return type == GgufType::kF32 || type == GgufType::kF16 || type == GgufType::kBF16;
-}
-
 WeightTarget Quantized(NestedFormat format) {
   WeightTarget target;
   target.kind = Kind::kQuantize;
@@ -43,7 +39,7 @@ WeightTarget Quantized(NestedFormat format) {
 WeightTarget MatrixTarget(const CheckpointWeight& weight, int bits, WeightForm float_form) {
   if (bits != 0) return Quantized(ExpertFormat(bits));
   if (ExactFormat(weight.type.type)) return {.kind = Kind::kExact};
-  if (IsFloat(weight.type.type)) return {.kind = Kind::kFloats, .form = float_form};
+  if (IsGgufFloat(weight.type.type)) return {.kind = Kind::kFloats, .form = float_form};
   // Values that are not equally spaced (IQ4_NL, IQ4_XS, MXFP4).
   return Quantized(ExpertFormat(8));
 }

@@ -17,9 +17,6 @@ DType FloatType(GgufType type) {
   if (type == GgufType::kBF16) return DType::kBF16;
   return DType::kF32;
 }
-bool IsFloat(GgufType type) {
-  return type == GgufType::kF32 || type == GgufType::kF16 || type == GgufType::kBF16;
-}
 
 Result<> AllocatePlanes(EncodedWeight* out) {
   out->planes.clear();
@@ -48,7 +45,7 @@ WeightEncoder::WeightEncoder(const Checkpoint& source, int threads)
 Result<> WeightEncoder::EncodeFloats(const CheckpointWeight& weight, EncodedWeight* out) {
   WeightLayout& layout = out->layout;
   if (auto ok = AllocatePlanes(out); !ok) return ok;
-  const bool raw = IsFloat(weight.type.type) && FloatType(weight.type.type) == layout.dtype;
+  const bool raw = IsGgufFloat(weight.type.type) && FloatType(weight.type.type) == layout.dtype;
   const size_t row_bytes = static_cast<size_t>(weight.cols) * DTypeBytes(layout.dtype);
   const int step = PieceRows(weight);
   for (int row = 0; row < weight.rows; row += step) {

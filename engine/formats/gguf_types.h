@@ -34,6 +34,11 @@ enum class GgufType : uint32_t {
   kMxfp4 = 39,
 };
 
+// Whether values stand on their own, not in quantized blocks.
+constexpr bool IsGgufFloat(GgufType type) {
+  return type == GgufType::kF32 || type == GgufType::kF16 || type == GgufType::kBF16;
+}
+
 struct GgufTypeInfo {
   GgufType type;
   std::string_view name;  // as ggml prints it: "Q4_K"

@@ -41,8 +41,8 @@ TEST_CASE("A model does not diverge from itself, however its windows are cut int
   const auto reference = Open("olmoe", 64), model = Open("olmoe", 7);
   const auto tokens = Text(reference->config().vocab, 90);
   for (const int context : {16, 33, 64}) {
-    const auto result =
-        EvaluateDivergence(*reference, *model, tokens, {.context = context, .stride = 0, .progress = {}});
+    const auto result = EvaluateDivergence(*reference, *model, tokens,
+                                           {.context = context, .stride = 0, .progress = {}});
     REQUIRE(result.has_value());
     CHECK(result->tokens == 89);
     CHECK(result->kl_per_token == 0);
