@@ -9,14 +9,10 @@
 #include <vector>
 
 #include "engine/base/check.h"
+#include "engine/experts/expert_id.h"
 #include "engine/tensor/tensor.h"
 
 namespace sluice {
-
-struct ExpertId {
-  int layer = 0;
-  int index = 0;
-};
 
 // One SwiGLU network: down(silu(gate x) * (up x)). gate and up share a dtype.
 struct ExpertWeights {

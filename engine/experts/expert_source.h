@@ -1,0 +1,60 @@
+// Where the expert layer gets its weights from (SEAM): everything resident (ResidentExperts), or a
+// cache in front of a disk (TieredExperts).
+//
+// One layer of a step:
+//
+//   source->Begin(layer, demands);
+//   for (;;) {
+//     std::span<const ReadyExpert> ready = source->Next();   // waits for one that has landed
+//     if (ready.empty()) break;                              // every demand was handed over
+//     ... compute with ready[i].weights ...
+//   }
+//   source->End();
+//
+// Experts come in the order in which they can be computed, each demand exactly once. Weights are
+// valid until the following Next or End.
+//
+// Threads: one owner thread (the engine thread).
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "engine/base/result.h"
+#include "engine/experts/expert_id.h"
+#include "engine/experts/expert_predictor.h"
+#include "engine/experts/expert_weights.h"
+
+namespace sluice {
+
+struct ExpertDemand {
+  int expert = 0;    // index in the layer
+  int tokens = 0;    // of the step that chose it
+  float weight = 0;  // sum of their gate weights
+};
+
+struct ReadyExpert {
+  int demand = 0;                          // index into Begin's demands
+  const ExpertWeights* weights = nullptr;  // null: it cannot be had; see error
+  const Error* error = nullptr;
+};
+
+class ExpertSource {
+ public:
+  virtual ~ExpertSource() = default;
+
+  // demands: experts of the layer, distinct, ascending; valid until End. routed: the choices they
+  // come from.
+  virtual void Begin(int layer, std::span<const ExpertDemand> demands,
+                     const RoutedTokens& routed) = 0;
+  virtual std::span<const ReadyExpert> Next() = 0;
+  virtual void End() = 0;
+
+  // How many layers ahead gate scores are wanted for a step of `tokens` tokens; 0: none.
+  virtual int horizon(int /*tokens*/) const { return 0; }
+  // Between Begin and the first Next: the gate of `layer`, from the input of the layer that is
+  // open.
+  virtual void Predict(int /*layer*/, const GateScores& /*scores*/) {}
+};
+
+}  // namespace sluice
