@@ -43,7 +43,10 @@ struct PredictorStats {
     uint64_t wanted = 0;     // (token, expert) pairs that the layer chose and a guess was made for
     uint64_t predicted = 0;  // of these, among the experts_per_token best guesses for the token
   };
-  std::vector<Layer> layers;  // from the gate of the layer before (distance 1)
+  // From the gate of the layer before (distance 1) alone; of predictors that read no gates, from
+  // what they knew when the layer was reached.
+  std::vector<Layer> layers;
+  std::vector<Layer> control;  // from the layer's own gate (distance 0): every pair is predicted
 };
 
 class ExpertPredictor {
@@ -51,8 +54,9 @@ class ExpertPredictor {
   virtual ~ExpertPredictor() = default;
   virtual std::string_view name() const = 0;
 
-  // How many layers ahead OnScores is worth calling for now; 0: this predictor reads no gates.
-  virtual int horizon() const = 0;
+  // How many layers ahead OnScores is worth calling for now, in a step of `tokens` tokens; 0: this
+  // predictor reads no gates, or so many tokens touch nearly every expert anyway.
+  virtual int horizon(int tokens) const = 0;
   // The gate of `layer`, computed `distance` layers early (0: by the layer itself, which must then
   // predict exactly what it chooses: the control).
   virtual void OnScores(int layer, int distance, const GateScores& scores) = 0;
@@ -69,8 +73,10 @@ class ExpertPredictor {
 };
 
 // "cross-layer": the gates of layers ahead, the sequences' previous tokens and the experts'
-// frequency (prior, then counted) together. "activation-path": the baseline after MoE-Infinity: the
-// recorded sequence whose experts so far are most like this one's. Errors: kInvalidArgument.
+// frequency (prior, then counted) together. "previous-token" and "prior": the same without gates,
+// and without gates and previous tokens. "activation-path": the baseline after MoE-Infinity: the
+// recorded sequence whose experts so far are most like this one's. Errors: kInvalidArgument,
+// listing the names.
 Result<std::unique_ptr<ExpertPredictor>> MakeExpertPredictor(std::string_view name,
                                                              ExpertSpace space,
                                                              int experts_per_token,

@@ -1,0 +1,313 @@
+#include "engine/experts/predictor_cross_layer.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "engine/base/check.h"
+
+namespace sluice {
+namespace {
+
+// Margins: four buckets per octave of the ratio to the k-th best score, eight octaves each way.
+constexpr int kMargins = 64;
+constexpr int kMarginShift = 21;  // of the bits of a float: two bits of the mantissa stay
+
+constexpr float kTableWindow = 1024;    // tokens
+constexpr float kCurvatureWindow = 256;  // tokens
+constexpr float kStepSize = 0.02f;
+constexpr int kLearnedTokens = 4;  // of a step: its cost must not grow with the batch
+
+constexpr float kLossWindow = 2048;     // (layer, token) pairs
+constexpr float kLossPairs = 64;        // before a distance is judged
+constexpr float kWorthwhile = 0.98f;    // of the error without gates
+constexpr int kReviewSteps = 64;
+constexpr int kTrialEvery = 16;  // reviews
+
+// The ratio of positive floats by their bits, which grow as a logarithm does.
+uint8_t Margin(float score, float pivot) {
+  const int32_t difference = std::bit_cast<int32_t>(score) - std::bit_cast<int32_t>(pivot);
+  return static_cast<uint8_t>(
+      std::clamp((difference >> kMarginShift) + kMargins / 2, 0, kMargins - 1));
+}
+
+bool StartsRun(const int64_t* streams, int token) {
+  return token == 0 || streams[token] != streams[token - 1];
+}
+
+}  // namespace
+
+CrossLayerPredictor::CrossLayerPredictor(const CrossLayerOptions& options, ExpertSpace space,
+                                         int experts_per_token, const ExpertPrior& prior)
+    : options_(options),
+      space_(space),
+      experts_per_token_(experts_per_token),
+      last_(space),
+      usage_(space, experts_per_token, prior),
+      gate_truths_(options.gates ? space.layers * (kMaxHorizon + 1) : 0, kMargins, kTableWindow),
+      previous_truths_(space.layers, 2, kTableWindow),
+      losses_{} {
+  const auto experts = static_cast<size_t>(space.experts_per_layer);
+  const float even = static_cast<float>(experts_per_token) / static_cast<float>(experts);
+  // As many tokens as leave a twentieth of the experts untouched, if they chose evenly.
+  max_scored_tokens_ = std::max(1, static_cast<int>(std::log(0.05f) / std::log1p(-even)));
+  if (experts_per_token == space.experts_per_layer) max_scored_tokens_ = 0;
+  if (options.gates) early_.resize(static_cast<size_t>(space.layers) * (kMaxHorizon + 1));
+  stats_.layers.resize(static_cast<size_t>(space.layers));
+  stats_.control.resize(static_cast<size_t>(space.layers));
+  log_odds_.resize(experts);
+  chosen_.resize(experts);
+  last_flags_.resize(experts);
+  top_.resize(static_cast<size_t>(experts_per_token));
+
+  for (int layer = 0; layer < space.layers; ++layer) {
+    const float again = std::max(0.4f, even);
+    previous_truths_.Believe(layer, 1, again, 16);
+    previous_truths_.Believe(layer, 0, std::min(even, (1 - again) * even / (1 - even)), 16);
+    for (int d = 0; d <= kMaxHorizon && options.gates; ++d) {
+      // A guess about guesses: certain at distance 0, flatter with every layer.
+      const float slope = d == 0 ? 8.0f : 2.0f / static_cast<float>(d);
+      for (int m = 0; m < kMargins; ++m) {
+        const float octaves = (static_cast<float>(m - kMargins / 2) + 0.5f) / 4;
+        const float belief = 1 / (1 + std::exp(-slope * octaves));
+        gate_truths_.Believe(gate_row(layer, d), m, belief, 2);
+      }
+    }
+  }
+  for (int context = 0; context < kContexts; ++context) {
+    const float gate = context == kNoGates ? 0.0f : 1.0f;
+    const float rest = context == kNoGates ? 0.8f : 0.3f;
+    combinations_[context] = {{0, gate, options.previous ? rest : 0, rest}, {1, 1, 1, 1}};
+    if (!options.previous && context == kNoGates) combinations_[context].weight[3] = 1;
+  }
+}
+
+int CrossLayerPredictor::horizon(int tokens) const {
+  return options_.gates && tokens <= max_scored_tokens_ ? horizon_ : 0;
+}
+
+CrossLayerPredictor::Errors CrossLayerPredictor::errors(int distance) const {
+  const Loss& loss = losses_[static_cast<size_t>(distance)];
+  if (loss.count == 0) return {};
+  return {loss.with_gates / loss.count, loss.without_gates / loss.count};
+}
+
+void CrossLayerPredictor::OnScores(int layer, int distance, const GateScores& scores) {
+  if (!options_.gates || distance > kMaxHorizon) return;
+  SLUICE_CHECK(layer >= 0 && layer < space_.layers && distance >= 0 &&
+               scores.experts == space_.experts_per_layer);
+  const auto experts = static_cast<size_t>(scores.experts);
+  const auto tokens = static_cast<size_t>(scores.tokens);
+  Early& e = early(layer, distance);
+  e.tokens = scores.tokens;
+  e.streams.assign(scores.streams, scores.streams + tokens);
+  e.margins.resize(std::max(e.margins.size(), tokens * experts));
+  e.guesses.resize(std::max(e.guesses.size(), tokens * top_.size()));
+  for (size_t t = 0; t < tokens; ++t) {
+    const std::span row(scores.probabilities + t * experts, experts);
+    TopExperts(row, top_);
+    const float pivot = row[static_cast<size_t>(top_.back())];
+    uint8_t* margins = &e.margins[t * experts];
+    for (size_t i = 0; i < experts; ++i) margins[i] = Margin(row[i], pivot);
+    std::copy(top_.begin(), top_.end(), e.guesses.begin() + static_cast<ptrdiff_t>(t * top_.size()));
+  }
+}
+
+void CrossLayerPredictor::Sum(int layer, int context, const uint8_t* margins, const uint8_t* last) {
+  const auto& w = combinations_[static_cast<size_t>(context)].weight;
+  const size_t experts = log_odds_.size();
+  const float* usage = usage_.evidence(layer).data();
+  const float even = LogOdds(static_cast<float>(experts_per_token_) / static_cast<float>(experts));
+  const float base = w[0] + (margins == nullptr ? even : 0);
+  for (size_t e = 0; e < experts; ++e) log_odds_[e] = base + w[3] * usage[e];
+  if (margins != nullptr) {
+    const float* gate = gate_truths_.log_odds(gate_row(layer, context));
+    for (size_t e = 0; e < experts; ++e) log_odds_[e] += w[1] * gate[margins[e]];
+  }
+  if (last != nullptr) {
+    const float* again = previous_truths_.log_odds(layer);
+    const float odds[2] = {w[2] * (again[0] - even), w[2] * (again[1] - even)};
+    for (size_t e = 0; e < experts; ++e) log_odds_[e] += odds[last[e]];
+  }
+}
+
+void CrossLayerPredictor::Miss(std::span<float> probability) const {
+  for (size_t e = 0; e < probability.size(); ++e) probability[e] *= 1 - FromLogOdds(log_odds_[e]);
+}
+
+void CrossLayerPredictor::Estimate(int layer, int tokens, std::span<float> probability) {
+  SLUICE_CHECK(layer >= 0 && layer < space_.layers && probability.size() == log_odds_.size());
+  std::fill(probability.begin(), probability.end(), 1.0f);  // that no token chooses it
+  const size_t experts = log_odds_.size();
+  int context = kNoGates;
+  for (int d = 0; d <= kMaxHorizon && options_.gates; ++d) {
+    if (early(layer, d).tokens > 0) {
+      context = d;
+      break;
+    }
+  }
+  int known = 0;
+  if (context != kNoGates) {
+    const Early& e = early(layer, context);
+    // Fewer tokens than were scored: of the last layer, which only runs each sequence's last one.
+    const bool lasts = tokens < e.tokens;
+    for (int t = 0; t < e.tokens; ++t) {
+      const bool ends = t + 1 == e.tokens || e.streams[t + 1] != e.streams[t];
+      if (lasts && !ends) continue;
+      const uint8_t* last =
+          StartsRun(e.streams.data(), t) ? last_.Find(e.streams[t], layer) : nullptr;
+      Sum(layer, context, &e.margins[t * experts], options_.previous ? last : nullptr);
+      Miss(probability);
+      ++known;
+    }
+  } else if (options_.previous) {
+    const int runs = std::min(tokens, static_cast<int>(step_streams_.size()));
+    for (; known < runs; ++known) {
+      Sum(layer, kNoGates, nullptr, last_.Find(step_streams_[known], layer));
+      Miss(probability);
+    }
+  }
+  if (known < tokens) {
+    Sum(layer, kNoGates, nullptr, nullptr);
+    const int others = tokens - known;
+    for (size_t e = 0; e < experts; ++e) {
+      const float miss = 1 - FromLogOdds(log_odds_[e]);
+      probability[e] *= others == 1 ? miss : std::pow(miss, static_cast<float>(others));
+    }
+  }
+  for (float& p : probability) p = 1 - p;
+}
+
+float CrossLayerPredictor::Learn(int layer, int context, const uint8_t* margins,
+                                 const uint8_t* last) {
+  Combination& c = combinations_[static_cast<size_t>(context)];
+  Sum(layer, context, margins, last);
+  const size_t experts = log_odds_.size();
+  const float even = LogOdds(static_cast<float>(experts_per_token_) / static_cast<float>(experts));
+  const float* usage = usage_.evidence(layer).data();
+  const float* gate =
+      margins != nullptr ? gate_truths_.log_odds(gate_row(layer, context)) : nullptr;
+  const float* again = previous_truths_.log_odds(layer);
+  std::array<float, kWeights> slope{};
+  std::array<float, kWeights> curvature{};
+  float loss = 0;
+  for (size_t e = 0; e < experts; ++e) {
+    const float p = FromLogOdds(log_odds_[e]);
+    const float error = static_cast<float>(chosen_[e]) - p;
+    const float x[kWeights] = {1, gate != nullptr ? gate[margins[e]] : 0,
+                               last != nullptr ? again[last[e]] - even : 0, usage[e]};
+    const float spread = p * (1 - p);
+    for (int i = 0; i < kWeights; ++i) {
+      slope[i] += error * x[i];
+      curvature[i] += spread * x[i] * x[i];
+    }
+    loss += error * error;
+  }
+  for (int i = 0; i < kWeights; ++i) {
+    c.curvature[i] += (curvature[i] - c.curvature[i]) / kCurvatureWindow;
+    if (c.weight[i] == 0 && i > 0) continue;  // not of this predictor
+    const float step = kStepSize * slope[i] / (c.curvature[i] + 0.05f);
+    c.weight[i] = std::clamp(c.weight[i] + std::clamp(step, -0.05f, 0.05f), i == 0 ? -3.0f : 0.01f,
+                             i == 0 ? 3.0f : 2.0f);
+  }
+  return loss / static_cast<float>(experts);
+}
+
+void CrossLayerPredictor::LearnToken(int layer, const RoutedTokens& routed, int token) {
+  const size_t experts = log_odds_.size();
+  const int k = routed.experts_per_token;
+  const int32_t* ids = routed.ids + static_cast<ptrdiff_t>(token) * k;
+  std::fill(chosen_.begin(), chosen_.end(), uint8_t{0});
+  for (int i = 0; i < k; ++i) chosen_[static_cast<size_t>(ids[i])] = 1;
+
+  const uint8_t* last = nullptr;
+  if (options_.previous && !StartsRun(routed.streams, token)) {
+    std::fill(last_flags_.begin(), last_flags_.end(), uint8_t{0});
+    for (int i = 0; i < k; ++i) last_flags_[static_cast<size_t>(ids[i - k])] = 1;
+    last = last_flags_.data();
+  } else if (options_.previous) {
+    last = last_.Find(routed.streams[token], layer);
+  }
+  const float without = Learn(layer, kNoGates, nullptr, last);
+  for (int d = 0; d <= kMaxHorizon && options_.gates; ++d) {
+    const Early& e = early(layer, d);
+    // Only where tokens correspond one to one: not in the last layer of a prefill.
+    if (e.tokens != routed.tokens || e.streams[token] != routed.streams[token]) continue;
+    const uint8_t* margins = &e.margins[token * experts];
+    const float with = Learn(layer, d, margins, last);
+    Loss& loss = losses_[static_cast<size_t>(d)];
+    const float keep = 1 - 1 / kLossWindow;
+    loss = {loss.with_gates * keep + with, loss.without_gates * keep + without,
+            loss.count * keep + 1};
+    gate_truths_.Count(gate_row(layer, d), {margins, experts}, chosen_.data());
+  }
+  if (last != nullptr) previous_truths_.Count(layer, {last, experts}, chosen_.data());
+}
+
+void CrossLayerPredictor::CountGuesses(int layer, const RoutedTokens& routed) {
+  const int k = routed.experts_per_token;
+  const auto count = [&](PredictorStats::Layer* stats, const int32_t* ids, const int32_t* guess) {
+    stats->wanted += static_cast<uint64_t>(k);
+    for (int i = 0; i < k; ++i) {
+      stats->predicted += static_cast<uint64_t>(std::count(guess, guess + k, ids[i]));
+    }
+  };
+  if (!options_.gates) {
+    const int t = routed.tokens - 1;
+    const bool known = options_.previous && StartsRun(routed.streams, t);
+    Sum(layer, kNoGates, nullptr, known ? last_.Find(routed.streams[t], layer) : nullptr);
+    TopExperts(log_odds_, top_);
+    count(&stats_.layers[static_cast<size_t>(layer)], routed.ids + static_cast<ptrdiff_t>(t) * k,
+          top_.data());
+    return;
+  }
+  for (int d = 0; d <= 1; ++d) {
+    const Early& e = early(layer, d);
+    if (e.tokens == 0) continue;
+    auto& stats = (d == 0 ? stats_.control : stats_.layers)[static_cast<size_t>(layer)];
+    // From the back, where a stream's routed tokens may be fewer than those scored.
+    int scored = e.tokens - 1;
+    for (int t = routed.tokens - 1; t >= 0; --t, --scored) {
+      while (scored >= 0 && e.streams[scored] != routed.streams[t]) --scored;
+      if (scored < 0) break;
+      count(&stats, routed.ids + static_cast<ptrdiff_t>(t) * k,
+            e.guesses.data() + static_cast<ptrdiff_t>(scored) * k);
+    }
+  }
+}
+
+void CrossLayerPredictor::NewStep() {
+  ++steps_;
+  if (!options_.gates || steps_ % kReviewSteps != 0) return;
+  useful_ = 1;
+  for (int d = 1; d <= kMaxHorizon; ++d) {
+    const Loss& loss = losses_[static_cast<size_t>(d)];
+    if (loss.count >= kLossPairs && loss.with_gates > kWorthwhile * loss.without_gates) break;
+    useful_ = d;
+  }
+  const bool trial = steps_ / kReviewSteps % kTrialEvery == 0;
+  horizon_ = std::min(kMaxHorizon, useful_ + (trial ? 1 : 0));
+}
+
+void CrossLayerPredictor::OnRouted(int layer, const RoutedTokens& routed) {
+  SLUICE_CHECK(layer >= 0 && layer < space_.layers &&
+               routed.experts_per_token == experts_per_token_);
+  if (routed.tokens == 0) return;
+  if (layer <= last_layer_) NewStep();
+  last_layer_ = layer;
+  CountGuesses(layer, routed);
+  const int learned = std::min(routed.tokens, kLearnedTokens);
+  for (int i = 0; i < learned; ++i) LearnToken(layer, routed, routed.tokens * i / learned);
+
+  usage_.Add(layer, routed.tokens, routed.ids);
+  step_streams_.clear();
+  for (int t = 0; t < routed.tokens; ++t) {
+    if (StartsRun(routed.streams, t)) step_streams_.push_back(routed.streams[t]);
+    if (t + 1 < routed.tokens && routed.streams[t + 1] == routed.streams[t]) continue;
+    last_.Set(routed.streams[t], layer,
+              routed.ids + static_cast<ptrdiff_t>(t) * experts_per_token_, experts_per_token_);
+  }
+  for (int d = 0; d <= kMaxHorizon && options_.gates; ++d) early(layer, d).tokens = 0;
+}
+
+}  // namespace sluice
