@@ -13,14 +13,14 @@ namespace {
 constexpr int kMargins = 64;
 constexpr int kMarginShift = 21;  // of the bits of a float: two bits of the mantissa stay
 
-constexpr float kTableWindow = 1024;    // tokens
+constexpr float kTableWindow = 1024;     // tokens
 constexpr float kCurvatureWindow = 256;  // tokens
 constexpr float kStepSize = 0.02f;
 constexpr int kLearnedTokens = 4;  // of a step: its cost must not grow with the batch
 
-constexpr float kLossWindow = 2048;     // (layer, token) pairs
-constexpr float kLossPairs = 64;        // before a distance is judged
-constexpr float kWorthwhile = 0.98f;    // of the error without gates
+constexpr float kLossWindow = 2048;   // (layer, token) pairs
+constexpr float kLossPairs = 64;      // before a distance is judged
+constexpr float kWorthwhile = 0.98f;  // of the error without gates
 constexpr int kReviewSteps = 64;
 constexpr int kTrialEvery = 16;  // reviews
 
@@ -109,7 +109,8 @@ void CrossLayerPredictor::OnScores(int layer, int distance, const GateScores& sc
     const float pivot = row[static_cast<size_t>(top_.back())];
     uint8_t* margins = &e.margins[t * experts];
     for (size_t i = 0; i < experts; ++i) margins[i] = Margin(row[i], pivot);
-    std::copy(top_.begin(), top_.end(), e.guesses.begin() + static_cast<ptrdiff_t>(t * top_.size()));
+    std::copy(top_.begin(), top_.end(),
+              e.guesses.begin() + static_cast<ptrdiff_t>(t * top_.size()));
   }
 }
 
@@ -304,8 +305,8 @@ void CrossLayerPredictor::OnRouted(int layer, const RoutedTokens& routed) {
   for (int t = 0; t < routed.tokens; ++t) {
     if (StartsRun(routed.streams, t)) step_streams_.push_back(routed.streams[t]);
     if (t + 1 < routed.tokens && routed.streams[t + 1] == routed.streams[t]) continue;
-    last_.Set(routed.streams[t], layer,
-              routed.ids + static_cast<ptrdiff_t>(t) * experts_per_token_, experts_per_token_);
+    last_.Set(routed.streams[t], layer, routed.ids + static_cast<ptrdiff_t>(t) * experts_per_token_,
+              experts_per_token_);
   }
   for (int d = 0; d <= kMaxHorizon && options_.gates; ++d) early(layer, d).tokens = 0;
 }

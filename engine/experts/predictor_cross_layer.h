@@ -79,7 +79,8 @@ class CrossLayerPredictor final : public ExpertPredictor {
     return early_[static_cast<size_t>(layer) * (kMaxHorizon + 1) + distance];
   }
   int gate_row(int layer, int distance) const { return layer * (kMaxHorizon + 1) + distance; }
-  // Writes the log odds of one token's experts to log_odds_. Null margins or last: no such evidence.
+  // Writes the log odds of one token's experts to log_odds_. Null margins or last: no such
+  // evidence.
   void Sum(int layer, int context, const uint8_t* margins, const uint8_t* last);
   // probability[e] *= 1 - p(e), from log_odds_.
   void Miss(std::span<float> probability) const;
@@ -108,10 +109,10 @@ class CrossLayerPredictor final : public ExpertPredictor {
   std::array<Loss, kMaxHorizon + 1> losses_;
   PredictorStats stats_;
 
-  std::vector<float> log_odds_;     // [experts]
-  std::vector<uint8_t> chosen_;     // [experts]
+  std::vector<float> log_odds_;      // [experts]
+  std::vector<uint8_t> chosen_;      // [experts]
   std::vector<uint8_t> last_flags_;  // [experts]
-  std::vector<int32_t> top_;        // [experts_per_token]
+  std::vector<int32_t> top_;         // [experts_per_token]
 };
 
 }  // namespace sluice

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/base/result.h"
+#include "engine/experts/tier_stats.h"
 #include "engine/model/model.h"
 #include "engine/sampling/logprobs.h"  // TokenLogprob
 #include "engine/sampling/params.h"
@@ -106,6 +107,8 @@ struct EngineStats {
   double step_seconds = 0;      // summed
   double prefill_seconds = 0;   // summed over requests
   double decode_seconds = 0;
+  // Null: every expert is resident. A snapshot, some hundreds of milliseconds old at most.
+  std::shared_ptr<const ExpertTierStats> expert_tiers;
 };
 
 // Called once per step on the engine thread with that step's token count, for histograms. May be

@@ -59,8 +59,7 @@ class Router {
 };
 
 void Score(ExpertPredictor* predictor, int layer, int distance, const Gate& gate, int64_t stream) {
-  predictor->OnScores(layer, distance,
-                      {1, kSpace.experts_per_layer, gate.scores.data(), &stream});
+  predictor->OnScores(layer, distance, {1, kSpace.experts_per_layer, gate.scores.data(), &stream});
 }
 
 void Route(ExpertPredictor* predictor, int layer, const std::vector<int32_t>& ids, int64_t stream) {

@@ -1,0 +1,85 @@
+// What the expert tiers did, for /metrics, `sluice top` and the log: plain counters, filled by
+// whoever serves experts from less memory than they need (TieredExperts), read by anybody through
+// EngineStats. Counters only grow; what says "now" is a level.
+//
+// Words: a *demand* is a distinct expert that a layer of a step was routed to. A *hit* had every
+// plane that the step wanted in memory when the layer asked.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace sluice {
+
+struct ExpertTierStats {
+  struct Layer {
+    // Demands, by what the tier in front of the disk had of them.
+    uint64_t hits = 0;
+    uint64_t misses = 0;
+    double stall_seconds = 0;  // compute waited for experts with nothing left to do
+    uint64_t degraded_assignments = 0;  // (token, expert) pairs computed at less than the full
+                                        // precision, or skipped
+
+    uint64_t planes_read = 0;
+    uint64_t bytes_read = 0;
+
+    // Reads ahead of the layer, in experts. Every one issued ends as used, late, wasted or
+    // cancelled.
+    uint64_t prefetch_issued = 0;
+    uint64_t prefetch_used = 0;       // landed in time for a demand
+    uint64_t prefetch_late = 0;       // demanded while still being read
+    uint64_t prefetch_wasted = 0;     // left the cache without a demand
+    uint64_t prefetch_cancelled = 0;  // withdrawn before the disk saw them
+
+    // The predictor's top-k from the layer before (PredictorStats::layers).
+    uint64_t prediction_wanted = 0;
+    uint64_t prediction_hits = 0;
+
+    int resident = 0;  // experts with all planes in memory, now
+  };
+  std::vector<Layer> layers;  // [model layers]; empty: every expert is resident, nothing is counted
+
+  // What travelled over a link to get experts.
+  struct Link {
+    std::string name;  // "disk"
+    uint64_t reads = 0;
+    uint64_t demand_bytes = 0;
+    uint64_t prefetch_bytes = 0;
+    double busy_seconds = 0;  // with at least one read in flight
+    uint64_t retries = 0;
+    uint64_t failures = 0;  // demands that ended with an error
+  };
+  std::vector<Link> links;
+
+  // What holds experts, now.
+  struct Tier {
+    std::string name;  // "host"
+    uint64_t capacity_bytes = 0;
+    uint64_t used_bytes = 0;
+  };
+  std::vector<Tier> tiers;
+
+  // Mechanisms that must pay for themselves (live_guard.h).
+  struct Guard {
+    std::string name;  // "prefetch"
+    bool on = false;
+    double gain = 0;          // measured cost without it / with it; 0: not measured yet
+    uint64_t decisions = 0;   // times it was switched on or off for good
+    uint64_t trial_steps = 0;  // steps spent in the other setting to measure it
+  };
+  std::vector<Guard> guards;
+
+  // Share of hits with the best possible evictions on the last recorded window of demands; negative:
+  // not known.
+  double belady_hit_rate = -1;
+
+  // By place (ExpertSpace). heat: demands, with those of `heat_half_life_steps` steps ago worth
+  // half. resident_planes: planes in memory, now.
+  int experts_per_layer = 0;
+  int heat_half_life_steps = 256;
+  std::vector<float> heat;
+  std::vector<uint8_t> resident_planes;
+};
+
+}  // namespace sluice
