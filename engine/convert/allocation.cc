@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/common/nested.h"
+
 namespace sluice {
 namespace {
 
@@ -77,6 +79,14 @@ Result<> Validate(std::span<const std::vector<ExpertProfile>> profiles,
 }
 
 }  // namespace
+
+std::vector<int> PrecisionLadder() {
+  std::vector<int> ladder;
+  for (int planes = 1; planes <= NestedPlanes(8); ++planes) {
+    ladder.push_back(NestedPrecision(8, planes));
+  }
+  return ladder;
+}
 
 std::vector<ExpertId> FindSuperExperts(std::span<const std::vector<ExpertProfile>> profiles) {
   std::vector<float> peaks;

@@ -17,6 +17,10 @@
 
 namespace sluice {
 
+// The precisions that packs are made of: those that the planes of an 8-bit code add up to
+// (kernels/common/nested.h). Ascending.
+std::vector<int> PrecisionLadder();
+
 // What calibration knows of an expert.
 struct ExpertProfile {
   double frequency = 0;    // share of tokens that chose it
@@ -28,7 +32,7 @@ struct ExpertProfile {
 
 struct AllocationOptions {
   double average_bits = 3.0;
-  std::vector<int> ladder = {2, 3, 4, 6, 8};  // ascending
+  std::vector<int> ladder = PrecisionLadder();  // ascending
   // Squares of weights and errors add up over tokens and experts. On the demo model these gave a
   // lower KL divergence than 1, 1, 1 at 2.5, 3 and 4 bits where errors were measured without
   // compensation; it has not been compared since they are measured with it (expert_profile.h).

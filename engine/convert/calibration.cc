@@ -65,6 +65,11 @@ void InputMoments::Merge(const InputMoments& other) {
   for (size_t i = 0; i < products_.size(); ++i) products_[i] += other.products_[i];
 }
 
+void InputMoments::DropProducts() {
+  products_ = {};
+  scaled_ = {};
+}
+
 // With R upper triangular and H = R R^T, U = R^-1: U^T U = R^-T R^-1 = H^-1. R is Cholesky's factor
 // taken from the last column to the first. Both steps walk rows of contiguous columns, in Ops'
 // add_scaled.
@@ -132,6 +137,20 @@ Calibrator::Calibrator(const ModelConfig& config, const CalibrationOptions& opti
   for (size_t i = 0; i < config.layers.size(); ++i) {
     if (!config.layers[i].sparse) continue;
     statistics_.layers[i].experts.resize(static_cast<size_t>(config.router.num_experts));
+  }
+}
+
+void Calibrator::DropMoments() {
+  for (LayerStatistics& layer : statistics_.layers) {
+    for (InputMoments* moments :
+         {&layer.attention_inputs, &layer.attention_outputs, &layer.shared.inputs,
+          &layer.shared.down_inputs, &layer.expert_inputs}) {
+      moments->DropProducts();
+    }
+    for (ExpertStatistics& expert : layer.experts) {
+      expert.inputs.DropProducts();
+      expert.down_inputs.DropProducts();
+    }
   }
 }
 

@@ -52,6 +52,8 @@ class InputMoments {
   void Add(const float* const* rows, const float* weights, int count, int cols, bool products);
   // Adds all that `other` has seen; products are kept when both have them or this one is empty.
   void Merge(const InputMoments& other);
+  // Frees the outer products; Add must not be called with products after it.
+  void DropProducts();
 
  private:
   int cols_ = 0;
@@ -97,6 +99,8 @@ class Calibrator final : public ForwardObserver {
   Calibrator(const ModelConfig& config, const CalibrationOptions& options);
 
   const CalibrationStatistics& statistics() const { return statistics_; }
+  // Frees the second moments of layers; everything else stays. REQUIRES: no more inputs after it.
+  void DropMoments();
 
   void OnAttentionInputs(int layer, const ActivationRows& x) override;
   void OnAttentionOutputs(int layer, const ActivationRows& x) override;

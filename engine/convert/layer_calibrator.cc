@@ -47,9 +47,26 @@ struct LayerCalibrator::State {
   std::unique_ptr<Model> model;
   std::vector<std::vector<int32_t>> sequences;
   std::unique_ptr<Calibrator> survey;
-  std::unique_ptr<Calibrator> window;  // second moments of [window_begin, window_end)
+  // Second moments of [window_begin, window_end); null while the survey has them.
+  std::unique_ptr<Calibrator> window;
   int window_begin = 0;
   int window_end = 0;
+
+  // Makes [first, ...) the window and says so in options for a Calibrator.
+  CalibrationOptions OpenWindow(int first) {
+    const ModelConfig& config = model->config();
+    CalibrationOptions calibration;
+    calibration.expert_moments = MomentBytes(config, true) <= options.moment_bytes;
+    const size_t layers =
+        options.moment_bytes / std::max<size_t>(1, MomentBytes(config, calibration.expert_moments));
+    window_begin = first;
+    window_end = static_cast<int>(
+        std::min<size_t>(static_cast<size_t>(config.num_layers()),
+                         static_cast<size_t>(first) + std::max<size_t>(1, layers)));
+    calibration.moments_first_layer = window_begin;
+    calibration.moments_end_layer = window_end;
+    return calibration;
+  }
 
   void RunText(Calibrator* calibrator, const std::string& what) {
     observer.Watch(calibrator);
@@ -90,8 +107,7 @@ Result<std::unique_ptr<LayerCalibrator>> LayerCalibrator::Run(
   if (!loaded) return loaded.error();
   state->model = std::move(*loaded);
 
-  CalibrationOptions survey;
-  state->survey = std::make_unique<Calibrator>(state->model->config(), survey);
+  state->survey = std::make_unique<Calibrator>(state->model->config(), state->OpenWindow(0));
   state->RunText(state->survey.get(), "calibrating");
   return std::unique_ptr<LayerCalibrator>(new LayerCalibrator(std::move(state)));
 }
@@ -102,25 +118,18 @@ const CalibrationStatistics& LayerCalibrator::survey() const {
 
 const LayerStatistics& LayerCalibrator::Layer(int layer) {
   State& s = *state_;
-  if (s.window == nullptr || layer < s.window_begin || layer >= s.window_end) {
-    const ModelConfig& config = s.model->config();
-    CalibrationOptions options;
-    options.expert_moments = MomentBytes(config, true) <= s.options.moment_bytes;
-    const size_t layers =
-        s.options.moment_bytes / std::max<size_t>(1, MomentBytes(config, options.expert_moments));
-    s.window_begin = layer;
-    s.window_end = static_cast<int>(
-        std::min<size_t>(static_cast<size_t>(config.num_layers()),
-                         static_cast<size_t>(layer) + std::max<size_t>(1, layers)));
-    options.moments_first_layer = s.window_begin;
-    options.moments_end_layer = s.window_end;
+  if (layer < s.window_begin || layer >= s.window_end) {
+    // Before the next moments take their memory.
+    s.window.reset();
+    s.survey->DropMoments();
+    CalibrationOptions options = s.OpenWindow(layer);
     options.samples_per_expert = 0;
-    s.window.reset();  // before the next one takes its memory
-    s.window = std::make_unique<Calibrator>(config, options);
+    s.window = std::make_unique<Calibrator>(s.model->config(), options);
     s.RunText(s.window.get(), "measuring layers " + std::to_string(s.window_begin) + " to " +
                                   std::to_string(s.window_end - 1));
   }
-  return s.window->statistics().layers[static_cast<size_t>(layer)];
+  const Calibrator& holder = s.window != nullptr ? *s.window : *s.survey;
+  return holder.statistics().layers[static_cast<size_t>(layer)];
 }
 
 }  // namespace sluice

@@ -1,6 +1,7 @@
-// Calibration of a model that is too large to keep every layer's second moments at once: the text
-// is run once for what is cheap to know of all layers, and again for the second moments of as many
-// layers as memory allows, when they are asked for.
+// Calibration of a model that may be too large to keep every layer's second moments at once: the
+// text is run once for what is cheap to know of all layers and for the second moments of as many
+// layers as memory allows, and again for those of the next layers, when they are asked for. A small
+// model's text is run once.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +37,7 @@ class LayerCalibrator {
                                                       const LayerCalibratorOptions& options);
   ~LayerCalibrator();
 
-  // Of all layers, without second moments.
+  // Of all layers; its second moments come and go: see Layer.
   const CalibrationStatistics& survey() const;
   // A layer with second moments. Valid until the next call; ascending layers cost least.
   const LayerStatistics& Layer(int layer);

@@ -21,10 +21,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Kind = WeightTarget::Kind;
 
-constexpr int kLadder[] = {2, 3, 4, 6, 8};
-
 bool InLadder(int bits) {
-  return std::find(std::begin(kLadder), std::end(kLadder), bits) != std::end(kLadder);
+  const std::vector<int> ladder = PrecisionLadder();
+  return std::find(ladder.begin(), ladder.end(), bits) != ladder.end();
 }
 
 WeightTarget Quantized(NestedFormat format) {
@@ -42,14 +41,6 @@ WeightTarget MatrixTarget(const CheckpointWeight& weight, int bits, WeightForm f
   if (IsGgufFloat(weight.type.type)) return {.kind = Kind::kFloats, .form = float_form};
   // Values that are not equally spaced (IQ4_NL, IQ4_XS, MXFP4).
   return Quantized(ExpertFormat(8));
-}
-
-void Apply(const MatrixStatistics& importance, WeightTarget* target) {
-  target->statistics = importance.view();
-  // With errors made up for, outputs hardly shrink, and scaling them back costs more than it
-  // gives (measured on the demo model at 3 and 4 bits); without, it nearly halves the divergence
-  // at 2.
-  if (!importance.compensation.empty()) target->quantizer.keep_gain = 0;
 }
 
 // Relative to the mean of the second moments' diagonal, as GPTQ has it.
@@ -123,7 +114,7 @@ class Packer {
   Result<> AllocateExperts(int layer) {
     AllocationOptions allocation = options_.allocation;
     allocation.average_bits = options_.expert_bits;
-    allocation.ladder.assign(std::begin(kLadder), std::end(kLadder));
+    allocation.ladder = PrecisionLadder();
     if (profiles_.empty()) PreviewProfiles();
     // A budget for all layers together must know them all.
     const int first = allocation.across_layers ? 0 : layer;
@@ -153,7 +144,7 @@ class Packer {
       if (!config_.layers[l].sparse) continue;
       for (const ExpertStatistics& expert : survey.layers[l].experts) {
         profiles_[l].push_back(
-            ProfileOf(expert, survey.tokens, std::vector<double>(std::size(kLadder), 0.0)));
+            ProfileOf(expert, survey.tokens, std::vector<double>(PrecisionLadder().size(), 0.0)));
       }
     }
   }
@@ -214,7 +205,7 @@ class Packer {
     WeightTarget target = DenseTarget(expected, *weight);
     MatrixStatistics importance;
     if (target.kind == Kind::kQuantize) importance = DenseImportance(expected);
-    Apply(importance, &target);
+    target.statistics = importance.view();
     const auto encoded = encoder_.Encode(*weight, target);
     if (!encoded) return encoded.error();
     dense_bytes_ += encoded->layout.bytes();
@@ -262,7 +253,7 @@ class Packer {
       const auto weight = source_.Find(kRoles[i], layer, index);
       if (!weight) return weight.error();
       WeightTarget target = MatrixTarget(*weight, ExpertBits(layer, index), WeightForm::kPanels);
-      Apply(i == 2 ? importance.second : importance.first, &target);
+      target.statistics = (i == 2 ? importance.second : importance.first).view();
       auto one = encoder_.Encode(*weight, target);
       if (!one) return one.error();
       encoded[i] = std::move(*one);
@@ -281,7 +272,7 @@ class Packer {
     json["source_description"] = source_.description();
     json["expert_bits"] = options_.expert_bits;
     json["dense_bits"] = options_.dense_bits;
-    json["ladder"] = kLadder;
+    json["ladder"] = PrecisionLadder();
     if (options_.calibration == nullptr) return json;
     const CalibrationStatistics& survey = options_.calibration->survey();
     json["calibration"] = {{"text", options_.calibration_name},

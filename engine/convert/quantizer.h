@@ -25,17 +25,19 @@ struct QuantizerOptions {
   NestedFormat format;
   // How much the squared error at each number of planes counts when scales and codes are chosen;
   // [NestedPlanes(bits)], the last one is full precision. Empty: DefaultLevelWeights.
-  std::vector<double> level_weights;
+  std::vector<double> level_weights = {};
   // What least squares rounds, it shrinks: quantized weights reproduce 1 - e of their matrix's
   // output and noise, e their relative squared error, and the same shrinkage in every matrix adds
   // up while noise does not. 1: each row's scales are multiplied so that its output keeps its size
   // at full precision (and a LevelFit's likewise at lower ones); 0: least squares; between: a power
-  // of it.
-  double keep_gain = 1.0;
+  // of it. Nothing: DefaultKeepGain.
+  std::optional<double> keep_gain = {};
 };
 // compensated: for InputStatistics with a compensation factor, where every precision counts;
 // otherwise mostly the full one does.
 std::vector<double> DefaultLevelWeights(int bits, bool compensated);
+// Packs and the errors that allocation goes by (expert_error.h) both take this.
+double DefaultKeepGain(bool compensated);
 
 // With compensation, columns are rounded from first to last, and what a column loses at a level is
 // made up for by the columns after it at that level (GPTQ, Frantar et al. 2022, for several

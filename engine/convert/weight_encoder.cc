@@ -86,7 +86,9 @@ Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const Weigh
   for (const DeviceBuffer& plane : out->planes) planes.push_back(plane.as<std::byte>());
   const bool exact = target.kind == WeightTarget::Kind::kExact;
   const bool fit = !exact && target.fit_levels && layout.planes() > 1;
-  std::vector<LevelFit> fits(panels_.size(), LevelFit(layout.nested));
+  // One per panel, merged in order: sums of floats must not depend on which worker had what.
+  std::vector<LevelFit> fits;
+  LevelFit whole(layout.nested);
   const size_t row_bytes = GgufBytes(weight.type, static_cast<uint64_t>(weight.cols));
   const int step = PieceRows(weight);
   for (int row = 0; row < weight.rows; row += step) {
@@ -99,6 +101,7 @@ Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const Weigh
       if (auto ok = source_.ReadF32(weight, row, rows, floats_); !ok) return ok;
     }
     const int panels = cpu::PanelCount(rows);
+    if (fit) fits.assign(static_cast<size_t>(panels), LevelFit(layout.nested));
     std::atomic<int> next{0};
     pool_.Run([&](int worker) {
       NestedPanel& scratch = panels_[static_cast<size_t>(worker)];
@@ -112,18 +115,19 @@ Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const Weigh
           const float* values = floats_.data() + static_cast<size_t>(first) * weight.cols;
           QuantizePanel(target.quantizer, target.statistics, values, count, weight.cols, &scratch);
           if (fit) {
-            fits[static_cast<size_t>(worker)].Add(target.statistics, values, count, weight.cols,
-                                                  scratch);
+            fits[static_cast<size_t>(panel)].Add(target.statistics, values, count, weight.cols,
+                                                 scratch);
           }
         }
         EncodeNestedPanel(layout.nested, weight.cols, scratch, row / kNestedRows + panel,
                           planes.data());
       }
     });
+    for (const LevelFit& panel : fits) whole.Merge(panel);
   }
   if (fit) {
-    for (size_t worker = 1; worker < fits.size(); ++worker) fits[0].Merge(fits[worker]);
-    layout.levels = fits[0].Levels(target.quantizer.keep_gain);
+    const bool compensated = !target.statistics.compensation.empty();
+    layout.levels = whole.Levels(target.quantizer.keep_gain.value_or(DefaultKeepGain(compensated)));
   }
   return {};
 }

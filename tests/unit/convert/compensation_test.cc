@@ -135,8 +135,8 @@ TEST_CASE("Without correlations compensation changes nothing", "[quantizer]") {
     const int planes = NestedPlanes(format.bits);
     std::vector<double> levels(static_cast<size_t>(planes), 0.0);
     levels.back() = 1;
-    const auto plain = problem.Quantize({format, levels}, false).Values(planes);
-    const auto same = problem.Quantize({format, levels}, true).Values(planes);
+    const auto plain = problem.Quantize({format, levels, 0.0}, false).Values(planes);
+    const auto same = problem.Quantize({format, levels, 0.0}, true).Values(planes);
     // Ties between two codes may fall either way.
     double gap = 0;
     for (size_t i = 0; i < plain.size(); ++i) gap += std::pow(double{plain[i]} - same[i], 2);

@@ -4,8 +4,12 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
 
 #include "engine/convert/checkpoint.h"
+#include "engine/convert/layer_calibrator.h"
 #include "engine/formats/pack.h"
 #include "tests/support/catch.h"
 #include "tests/unit/model/golden.h"
@@ -37,7 +41,7 @@ std::unique_ptr<Checkpoint> OpenOrFail(const fs::path& path) {
 }
 
 PackReport PackOrFail(const fs::path& source, const fs::path& pack, PackOptions options) {
-  options.threads = 2;
+  if (options.threads == 0) options.threads = 2;
   const auto report = PackModel(*OpenOrFail(source), pack, options);
   if (!report) FAIL(report.error().message);
   return *report;
@@ -78,6 +82,38 @@ double RelativeError(std::span<const float> got, std::span<const float> wanted) 
     square += wanted[i] * static_cast<double>(wanted[i]);
   }
   return std::sqrt(error / square);
+}
+
+// A golden checkpoint with a tokenizer of one token per letter: calibration needs text.
+fs::path WithTokenizer(const Golden& golden, const fs::path& directory) {
+  fs::create_directory(directory);
+  for (const char* file : {"config.json", "model.safetensors"}) {
+    fs::copy_file(golden.directory / file, directory / file);
+  }
+  nlohmann::json vocabulary;
+  for (int i = 0; i < 26; ++i) vocabulary[std::string(1, static_cast<char>('a' + i))] = i;
+  const nlohmann::json tokenizer = {
+      {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", nlohmann::json::array()}}}};
+  std::ofstream(directory / "tokenizer.json") << tokenizer;
+  return directory;
+}
+
+// Letters of no pattern.
+std::string Letters(int count) {
+  std::string text;
+  uint32_t state = 1;
+  for (int i = 0; i < count; ++i) {
+    state = state * 1664525 + 1013904223;
+    text += static_cast<char>('a' + (state >> 24) % 26);
+  }
+  return text;
+}
+
+std::unique_ptr<LayerCalibrator> CalibrateOrFail(const fs::path& model,
+                                                 const LayerCalibratorOptions& options) {
+  auto calibration = LayerCalibrator::Run(model, Letters(1500), options);
+  if (!calibration) FAIL(calibration.error().message);
+  return std::move(*calibration);
 }
 
 }  // namespace
@@ -140,6 +176,73 @@ TEST_CASE("A bit-nested model's logits do not depend on chunks or threads", "[co
       }
     }
   }
+}
+
+TEST_CASE("A pack has the same bytes whatever the number of threads that made it", "[convert]") {
+  const ScratchDirectory scratch;
+  for (const char* name : {"olmoe", "qwen2_moe"}) {
+    INFO(name);
+    const fs::path model = WithTokenizer(LoadGolden(name), scratch / name);
+    for (const bool calibrated : {false, true}) {
+      std::string expected;
+      for (const int threads : {1, 2, 3}) {
+        INFO(threads << " threads, calibrated: " << calibrated);
+        PackOptions options;
+        options.threads = threads;
+        options.expert_bits = calibrated ? 3.5 : 4;
+        options.dense_bits = 6;
+        std::unique_ptr<LayerCalibrator> calibration;
+        if (calibrated) {
+          LayerCalibratorOptions calibrator;
+          calibrator.threads = threads;
+          calibration = CalibrateOrFail(model, calibrator);
+          options.calibration = calibration.get();
+        }
+        PackOrFail(model, scratch / "pack.sluice", options);
+        std::ifstream file(scratch / "pack.sluice", std::ios::binary);
+        const std::string bytes(std::istreambuf_iterator<char>(file), {});
+        REQUIRE(!bytes.empty());
+        if (expected.empty()) expected = bytes;
+        CHECK((bytes == expected));
+      }
+    }
+  }
+}
+
+TEST_CASE("A small model's calibration text is run once, and gives what two runs would",
+          "[convert]") {
+  const ScratchDirectory scratch;
+  const fs::path model = WithTokenizer(LoadGolden("qwen2_moe"), scratch / "model");
+  const auto run = [&](size_t moment_bytes, std::set<std::string>* phases) {
+    LayerCalibratorOptions options;
+    options.threads = 2;
+    options.moment_bytes = moment_bytes;
+    options.progress = [phases](const std::string& what, double) { phases->insert(what); };
+    auto calibration = CalibrateOrFail(model, options);
+    std::vector<std::vector<float>> factors;
+    const size_t layers = calibration->survey().layers.size();
+    for (size_t l = 0; l < layers; ++l) {
+      const LayerStatistics& layer = calibration->Layer(static_cast<int>(l));
+      factors.push_back(layer.attention_inputs.Compensation(0.01));
+      factors.push_back(layer.attention_outputs.Compensation(0.01));
+      factors.push_back(layer.MergedInputs().Compensation(0.01));
+      for (const ExpertStatistics& expert : layer.experts) {
+        factors.push_back(expert.down_inputs.Compensation(0.01));
+      }
+    }
+    // Going back is allowed, too.
+    const LayerStatistics& first = calibration->Layer(0);
+    CHECK(first.attention_inputs.Compensation(0.01) == factors[0]);
+    CHECK(calibration->survey().layers[0].experts[0].samples.size() > 0);
+    return factors;
+  };
+  // Measured of one layer: enough for one with its experts' moments, not for two.
+  constexpr size_t kOneLayer = 100000;
+  std::set<std::string> once, windows;
+  const auto all = run(size_t{1} << 30, &once);
+  CHECK(once == std::set<std::string>{"calibrating"});
+  CHECK(run(kOneLayer, &windows) == all);
+  CHECK(windows.size() > 1);
 }
 
 TEST_CASE("Packing says what a wrong option should have been", "[convert]") {
