@@ -1,0 +1,234 @@
+#include <limits>
+
+#include "engine/base/file.h"
+#include "engine/experts/trace_wire.h"
+#include "engine/formats/pack_wire.h"
+
+namespace sluice {
+namespace {
+
+using trace_wire::Cursor;
+
+Error CorruptAt(size_t offset, const std::string& what) {
+  return Corrupt("trace: " + what + " at byte " + std::to_string(offset));
+}
+
+Result<TraceModel> ReadHeader(std::span<const std::byte> file, size_t* bytes) {
+  Cursor cursor(file);
+  const std::span<const std::byte> magic = cursor.GetBytes(trace_wire::kMagic.size());
+  if (!cursor.ok() || std::string_view(reinterpret_cast<const char*>(magic.data()), magic.size()) !=
+                          trace_wire::kMagic) {
+    return Corrupt("this is no trace: it does not begin with " + std::string(trace_wire::kMagic));
+  }
+  const uint32_t header_bytes = cursor.GetU32();
+  if (!cursor.ok() || header_bytes < cursor.at() + 8 ||
+      header_bytes > trace_wire::kMaxHeaderBytes || header_bytes > file.size()) {
+    return CorruptAt(trace_wire::kMagic.size(), "the header's length is impossible");
+  }
+  const size_t summed = header_bytes - sizeof(uint64_t);
+  Cursor sum(file.subspan(summed));
+  if (sum.GetU64() != pack_wire::Checksum(file.first(summed))) {
+    return CorruptAt(summed, "the header does not have its checksum");
+  }
+  cursor = Cursor(file.first(summed));
+  cursor.GetBytes(trace_wire::kMagic.size() + 4);
+  const uint32_t version = cursor.GetU32();
+  if (version != trace_wire::kVersion) {
+    return Unsupported("the trace has version " + std::to_string(version) + "; we read version " +
+                       std::to_string(trace_wire::kVersion));
+  }
+  const uint32_t layers = cursor.GetU32(), experts = cursor.GetU32(), chosen = cursor.GetU32();
+  const uint32_t name_bytes = cursor.GetU32();
+  if (!cursor.ok() || layers < 1 || layers > trace_wire::kMaxLayers || experts < 1 ||
+      experts > trace_wire::kMaxExpertsPerLayer || chosen < 1 || chosen > experts ||
+      uint64_t{layers} * experts > std::numeric_limits<int32_t>::max() ||
+      name_bytes > trace_wire::kMaxNameBytes) {
+    return CorruptAt(cursor.at(), "the model's shape is impossible");
+  }
+  TraceModel model;
+  model.space = {static_cast<int>(layers), static_cast<int>(experts)};
+  model.experts_per_token = static_cast<int>(chosen);
+  const std::span<const std::byte> name = cursor.GetBytes(name_bytes);
+  model.name.assign(reinterpret_cast<const char*>(name.data()), name.size());
+  const uint32_t sizes = cursor.GetU32();
+  if (!cursor.ok() || (sizes != 1 && sizes != uint64_t{layers} * experts) ||
+      cursor.left() != uint64_t{sizes} * 8) {
+    return CorruptAt(cursor.at(), "the experts' sizes are not as many as experts");
+  }
+  for (uint32_t i = 0; i < sizes; ++i) {
+    const uint64_t size = cursor.GetU64();
+    if (size > (uint64_t{1} << 40)) return CorruptAt(cursor.at(), "an expert's size is impossible");
+    model.expert_bytes.push_back(size);
+  }
+  *bytes = header_bytes;
+  return model;
+}
+
+// One frame's records, appended to the trace.
+class FrameReader {
+ public:
+  FrameReader(std::span<const std::byte> payload, size_t offset, Trace* trace)
+      : cursor_(payload), offset_(offset), trace_(trace) {}
+
+  Result<void> Read() {
+    bool step_open = false;
+    while (cursor_.left() > 0) {
+      const uint8_t kind = cursor_.GetU8();
+      const char* fault = nullptr;
+      switch (kind) {
+        case trace_wire::kVisit:
+          fault = ReadVisit();
+          break;
+        case trace_wire::kPrediction:
+          fault = ReadPrediction();
+          break;
+        case trace_wire::kStepEnd:
+          trace_->events.push_back({Trace::Kind::kStepEnd, 0});
+          ++trace_->steps;
+          last_ = {};
+          break;
+        case trace_wire::kStreamEnd:
+          trace_->events.push_back({Trace::Kind::kStreamEnd, cursor_.GetSigned()});
+          break;
+        case trace_wire::kLost: {
+          const uint64_t steps = cursor_.GetVarint();
+          if (steps > (uint64_t{1} << 40)) return Fault("too many lost steps");
+          trace_->lost_steps += static_cast<int64_t>(steps);
+          break;
+        }
+        default:
+          return Fault("a record of an unknown kind");
+      }
+      step_open = kind != trace_wire::kStepEnd && (step_open || kind != trace_wire::kLost);
+      if (fault != nullptr) return Fault(fault);
+      if (!cursor_.ok()) return Fault("a record that its frame cuts short");
+    }
+    if (step_open) return Fault("a step without an end");
+    return {};
+  }
+
+ private:
+  Error Fault(const char* what) const { return CorruptAt(offset_ + cursor_.at(), what); }
+
+  const char* ReadVisit() {
+    const TraceModel& model = trace_->model;
+    const uint64_t layer = cursor_.GetVarint(), tokens = cursor_.GetVarint();
+    const uint64_t same = cursor_.GetVarint();
+    if (!cursor_.ok()) return nullptr;
+    if (layer >= static_cast<uint64_t>(model.space.layers)) return "a layer that does not exist";
+    if (static_cast<int64_t>(layer) <= last_layer()) return "a layer out of order";
+    const uint64_t k = static_cast<uint64_t>(model.experts_per_token);
+    // At least three bytes for each choice.
+    if (tokens < 1 || tokens > cursor_.left() / (3 * k)) return "a visit of impossible tokens";
+    if (same > 1) return "a visit with an unknown flag";
+    Trace::Visit visit = {static_cast<int>(layer), static_cast<int>(tokens),
+                          trace_->streams.size()};
+    if (same == 1) {
+      if (last_.tokens != visit.tokens) return "a visit with other tokens than the one before";
+      for (uint64_t t = 0; t < tokens; ++t) {
+        trace_->streams.push_back(trace_->streams[last_.first_token + t]);
+      }
+    } else {
+      uint64_t stream = 0;
+      for (uint64_t t = 0; t < tokens; ++t) {
+        stream += static_cast<uint64_t>(cursor_.GetSigned());
+        trace_->streams.push_back(static_cast<int64_t>(stream));
+      }
+    }
+    for (uint64_t i = 0; i < tokens * k && cursor_.ok(); ++i) {
+      const uint64_t expert = cursor_.GetVarint();
+      if (expert >= static_cast<uint64_t>(model.space.experts_per_layer)) {
+        return "an expert that does not exist";
+      }
+      for (uint64_t j = 1; j <= i % k; ++j) {
+        if (trace_->ids[trace_->ids.size() - j] == static_cast<int32_t>(expert)) {
+          return "an expert that a token chose twice";
+        }
+      }
+      trace_->ids.push_back(static_cast<int32_t>(expert));
+      trace_->weights.push_back(cursor_.GetFraction());
+    }
+    last_ = visit;
+    trace_->events.push_back({Trace::Kind::kVisit, static_cast<int64_t>(trace_->visits.size())});
+    trace_->visits.push_back(visit);
+    return nullptr;
+  }
+
+  const char* ReadPrediction() {
+    const ExpertSpace space = trace_->model.space;
+    const uint64_t layer = cursor_.GetVarint();
+    Trace::Prediction prediction;
+    prediction.rest = cursor_.GetFraction();
+    const uint64_t count = cursor_.GetVarint();
+    if (!cursor_.ok()) return nullptr;
+    if (layer >= static_cast<uint64_t>(space.layers)) return "a layer that does not exist";
+    if (count > static_cast<uint64_t>(space.experts_per_layer)) return "too many predictions";
+    prediction.layer = static_cast<int>(layer);
+    prediction.first = trace_->predicted.size();
+    prediction.count = static_cast<int>(count);
+    int64_t expert = -1;
+    for (uint64_t i = 0; i < count && cursor_.ok(); ++i) {
+      const uint64_t distance = cursor_.GetVarint();
+      if (distance < 1 || distance > static_cast<uint64_t>(space.experts_per_layer - 1 - expert)) {
+        return "an expert that does not exist";
+      }
+      expert += static_cast<int64_t>(distance);
+      trace_->predicted_ids.push_back(static_cast<int32_t>(expert));
+      trace_->predicted.push_back(cursor_.GetFraction());
+    }
+    trace_->events.push_back(
+        {Trace::Kind::kPrediction, static_cast<int64_t>(trace_->predictions.size())});
+    trace_->predictions.push_back(prediction);
+    return nullptr;
+  }
+
+  int64_t last_layer() const { return last_.tokens == 0 ? -1 : last_.layer; }
+
+  Cursor cursor_;
+  size_t offset_;  // of the payload, for errors
+  Trace* trace_;
+  Trace::Visit last_;  // of the open step; no tokens: none
+};
+
+}  // namespace
+
+Result<Trace> ParseTrace(std::span<const std::byte> file) {
+  size_t at = 0;
+  Result<TraceModel> model = ReadHeader(file, &at);
+  if (!model) return model.error();
+  Trace trace;
+  trace.model = std::move(*model);
+  while (at < file.size()) {
+    Cursor cursor(file.subspan(at));
+    const uint32_t bytes = cursor.GetU32();
+    const uint32_t zero = cursor.GetU32();
+    const uint64_t checksum = cursor.GetU64();
+    if (cursor.ok() && (bytes > trace_wire::kMaxFrameBytes || zero != 0)) {
+      return CorruptAt(at, "a frame's header is impossible");
+    }
+    const std::span<const std::byte> payload = cursor.GetBytes(bytes);
+    if (!cursor.ok()) {
+      trace.truncated = true;
+      break;
+    }
+    if (pack_wire::Checksum(payload) != checksum) {
+      return CorruptAt(at, "a frame does not have its checksum");
+    }
+    at += trace_wire::kFrameHeaderBytes;
+    if (Result<void> read = FrameReader(payload, at, &trace).Read(); !read) return read.error();
+    at += bytes;
+  }
+  return trace;
+}
+
+Result<Trace> ReadTrace(const std::filesystem::path& path) {
+  const Result<File> file = File::Open(path);
+  if (!file) return file.error();
+  std::vector<std::byte> bytes(file->size_bytes());
+  if (Result<void> read = file->ReadAt(0, bytes); !read) return read.error();
+  Result<Trace> trace = ParseTrace(bytes);
+  if (!trace) return WithContext(path.string(), trace.error());
+  return trace;
+}
+
+}  // namespace sluice
