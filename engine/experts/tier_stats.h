@@ -17,7 +17,7 @@ struct ExpertTierStats {
     // Demands, by what the tier in front of the disk had of them.
     uint64_t hits = 0;
     uint64_t misses = 0;
-    double stall_seconds = 0;  // compute waited for experts with nothing left to do
+    double stall_seconds = 0;           // compute waited for experts with nothing left to do
     uint64_t degraded_assignments = 0;  // (token, expert) pairs computed at less than the full
                                         // precision, or skipped
 
@@ -64,14 +64,14 @@ struct ExpertTierStats {
   struct Guard {
     std::string name;  // "prefetch"
     bool on = false;
-    double gain = 0;          // measured cost without it / with it; 0: not measured yet
-    uint64_t decisions = 0;   // times it was switched on or off for good
+    double gain = 0;           // measured cost without it / with it; 0: not measured yet
+    uint64_t decisions = 0;    // times it was switched on or off for good
     uint64_t trial_steps = 0;  // steps spent in the other setting to measure it
   };
   std::vector<Guard> guards;
 
-  // Share of hits with the best possible evictions on the last recorded window of demands; negative:
-  // not known.
+  // Share of hits with the best possible evictions on the last recorded window of demands;
+  // negative: not known.
   double belady_hit_rate = -1;
 
   // By place (ExpertSpace). heat: demands, with those of `heat_half_life_steps` steps ago worth

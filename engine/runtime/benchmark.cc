@@ -195,7 +195,10 @@ class Runner {
       request.name = "bench";
       request.max_tokens = generate;
       request.ignore_eos = true;
-      request.sampling.temperature = 0;
+      // Streams that all take their likeliest token soon agree on it, at least with random weights,
+      // and would then share every expert.
+      request.sampling.temperature = options_.streams > 1 ? 1.0f : 0.0f;
+      request.sampling.seed = options_.seed + static_cast<uint64_t>(s);
       std::uniform_int_distribution<int32_t> token(0, engine_.model().config().vocab - 1);
       for (int i = 0; i < options_.prompt; ++i) request.prompt.push_back(token(random_));
       sinks.push_back(std::make_shared<Collector>());

@@ -10,6 +10,7 @@
 SLUICE_BEGIN_ISA
 
 constexpr int kNestedMaxTile = 4;
+constexpr bool kDotsTakeHigh = false;
 constexpr bool kNeedsInputSums = false;
 template <int precision>
 constexpr int kDotWidth = precision <= 4   ? 4
@@ -24,6 +25,7 @@ SLUICE_INLINE Codes LoadCodes(const uint8_t* from) {
   const __m256i* p = reinterpret_cast<const __m256i*>(from);
   return {_mm256_load_si256(p), _mm256_load_si256(p + 1)};
 }
+SLUICE_INLINE Codes KeepLoaded(Codes codes) { return codes; }
 SLUICE_INLINE void StoreCodes(uint8_t* to, Codes codes) {
   __m256i* p = reinterpret_cast<__m256i*>(to);
   _mm256_store_si256(p, codes.lo);

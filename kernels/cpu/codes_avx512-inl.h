@@ -6,6 +6,7 @@
 SLUICE_BEGIN_ISA
 
 constexpr int kNestedMaxTile = 12;
+constexpr bool kDotsTakeHigh = true;
 constexpr bool kNeedsInputSums = false;
 template <int precision>
 constexpr int kDotWidth = 8;
@@ -14,6 +15,10 @@ struct Codes {
   __m512i v;
 };
 SLUICE_INLINE Codes LoadCodes(const uint8_t* from) { return {_mm512_load_si512(from)}; }
+SLUICE_INLINE Codes KeepLoaded(Codes codes) {
+  __asm__("" : "+v"(codes.v));
+  return codes;
+}
 SLUICE_INLINE void StoreCodes(uint8_t* to, Codes codes) { _mm512_store_si512(to, codes.v); }
 template <int n>
 SLUICE_INLINE Codes ShiftLeft(Codes a) {
@@ -26,7 +31,7 @@ SLUICE_INLINE Codes ShiftRight(Codes a) {
 template <int mask>
 SLUICE_INLINE Codes SelectBits(Codes a, Codes b) {
   const __m512i ones = _mm512_set1_epi8(static_cast<char>(mask));
-  return {_mm512_ternarylogic_epi32(ones, a.v, b.v, 0xca)};
+  return {_mm512_ternarylogic_epi32(a.v, b.v, ones, 0xe4)};
 }
 template <int mask>
 SLUICE_INLINE Codes KeepBits(Codes a) {
@@ -46,6 +51,11 @@ SLUICE_INLINE void AddDots(Codes codes, const int8_t* x, Dots<width>& sum) {
 template <int width>
 SLUICE_INLINE Dots<width> MergeDots(Dots<width> a, Dots<width> b) {
   a.v = _mm512_add_epi32(a.v, b.v);
+  return a;
+}
+template <int width>
+SLUICE_INLINE Dots<width> MergeHighDots(Dots<width> a, Dots<width> b) {
+  a.v = _mm512_add_epi32(a.v, _mm512_srai_epi32(b.v, 4));
   return a;
 }
 template <int width>

@@ -10,6 +10,7 @@
 SLUICE_BEGIN_ISA
 
 constexpr int kNestedMaxTile = 4;
+constexpr bool kDotsTakeHigh = false;
 constexpr bool kNeedsInputSums = true;
 template <int precision>
 constexpr int kDotWidth = precision <= 6 ? 6 : 8;
@@ -20,6 +21,7 @@ struct Codes {
 SLUICE_INLINE Codes LoadCodes(const uint8_t* from) {
   return {{vld1q_u8(from), vld1q_u8(from + 16), vld1q_u8(from + 32), vld1q_u8(from + 48)}};
 }
+SLUICE_INLINE Codes KeepLoaded(Codes codes) { return codes; }
 SLUICE_INLINE void StoreCodes(uint8_t* to, Codes codes) {
   SLUICE_UNROLL(4)
   for (int i = 0; i < 4; ++i) vst1q_u8(to + 16 * i, codes.q[i]);

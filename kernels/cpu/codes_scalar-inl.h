@@ -3,6 +3,7 @@
 // A wrapper provides, in the namespace of its ISA and beside Vec:
 //   Codes                  64 bytes: 16 rows (a 32-bit lane each) of four consecutive codes
 //   LoadCodes, StoreCodes  from and to memory aligned to 64 bytes
+//   KeepLoaded(codes)      codes; a compiler is kept from loading them again for every use
 //   ShiftLeft<n>, ShiftRight<n>  every byte by n < 8 bits; the bits that come in from outside the
 //                          byte are undefined
 //   SelectBits<mask>(a, b) in every byte: bits of a where mask has ones, of b elsewhere
@@ -13,6 +14,7 @@
 //   AddDots(codes, x, sum) adds codes[row][i] * x[i], i in [0, 4); at most 8 times to one sum and
 //                          those merged with it
 //   MergeDots(a, b)        a + b
+//   MergeHighDots(a, b)    a + b / 16, b being of 16 times the codes (used where kDotsTakeHigh)
 //   DotsToVec(sum, x_sum)  the sums as F32; x_sum is the sum of all x added (used where
 //                          kNeedsInputSums)
 //   LoadU8, LoadI8         16 bytes as F32
@@ -20,6 +22,7 @@
 // and the constants
 //   kNestedMaxTile         most tokens that a register tile holds
 //   kNeedsInputSums        DotsToVec reads x_sum
+//   kDotsTakeHigh          AddDots takes codes of 4 bits times 16
 #pragma once
 
 #include <stddef.h>
@@ -30,6 +33,7 @@
 SLUICE_BEGIN_ISA
 
 constexpr int kNestedMaxTile = 1;
+constexpr bool kDotsTakeHigh = false;
 constexpr bool kNeedsInputSums = false;
 template <int precision>
 constexpr int kDotWidth = 8;
@@ -47,6 +51,7 @@ SLUICE_INLINE Codes LoadCodes(const uint8_t* from) {
   __builtin_memcpy(&codes, from, sizeof codes);
   return codes;
 }
+SLUICE_INLINE Codes KeepLoaded(Codes codes) { return codes; }
 SLUICE_INLINE void StoreCodes(uint8_t* to, Codes codes) {
   __builtin_memcpy(to, &codes, sizeof codes);
 }

@@ -294,6 +294,18 @@ SLUICE_INLINE NestedScratch ScratchOf(const NestedMatmulArgs& args, const Nested
   return scratch;
 }
 
+// Where even and odd quads have sums of their own, the odd ones need not be moved to low nibbles.
+template <int P>
+constexpr bool kOddHighOf = kDotsTakeHigh&& P <= 4;
+template <bool kOddHigh, int width>
+SLUICE_INLINE Dots<width> MergeChains(Dots<width> even, Dots<width> odd) {
+  if constexpr (kOddHigh) {
+    return MergeHighDots(even, odd);
+  } else {
+    return MergeDots(even, odd);
+  }
+}
+
 // Adds units [begin, end) of a panel to the outputs of T tokens, codes taken from the planes:
 // sums[token][16]. scales as ExpandScales gives them from `begin` on; x and group start at `begin`.
 template <int P, int kUnitGroups, int T>
@@ -302,12 +314,13 @@ void StreamUnits(const PanelView& view, int begin, int end, bool has_min, const 
   constexpr int kQuads = kUnitQuads / kUnitGroups;
   // With few tokens two sums each: one would wait for itself all the time.
   constexpr int kChains = T * kUnitGroups < 4 ? 2 : 1;
+  constexpr bool kOddHigh = kChains == 2 && kOddHighOf<P>;
   Vec y[T];
   SLUICE_UNROLL(16)
   for (int t = 0; t < T; ++t) y[t] = Load(sums + 16 * t);
   for (int unit = begin; unit < end; ++unit) {
     Dots<kDotWidth<P>> dots[kUnitGroups][kChains][T];
-    UnpackUnit<P>(
+    UnpackUnit<P, kOddHigh>(
         view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
           SLUICE_UNROLL(16)
           for (int t = 0; t < T; ++t)
@@ -320,7 +333,7 @@ void StreamUnits(const PanelView& view, int begin, int end, bool has_min, const 
       SLUICE_UNROLL(16)
       for (int t = 0; t < T; ++t) {
         Dots<kDotWidth<P>> sum = dots[g][0][t];
-        if constexpr (kChains == 2) sum = MergeDots(sum, dots[g][1][t]);
+        if constexpr (kChains == 2) sum = MergeChains<kOddHigh>(sum, dots[g][1][t]);
         y[t] = AddScaled(sum, scale, group, T, t, y[t]);
       }
       if (has_min) {
@@ -403,14 +416,15 @@ void StreamPanel(const PanelView& view, int units, const int8_t* x, const float*
     for (int unit = chunk; unit < last; ++unit) {
       // Two sums per group: one would wait for itself eight times.
       Dots<kDotWidth<P>> dots[kUnitGroups][2];
-      UnpackUnit<P>(
+      UnpackUnit<P, kOddHighOf<P>>(
           view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
             AddDots(codes, x + quad * 4, dots[quad / kQuads][quad % 2]);
           });
       SLUICE_UNROLL(2)
       for (int g = 0; g < kUnitGroups; ++g) {
         const GroupScale scale = reader.Read(unit * kUnitGroups + g);
-        y = AddScaled(MergeDots(dots[g][0], dots[g][1]), scale.scale, group, 1, 0, y);
+        y = AddScaled(MergeChains<kOddHighOf<P>>(dots[g][0], dots[g][1]), scale.scale, group, 1, 0,
+                      y);
         if constexpr (kMin) y = AddMin(scale.min, group, 1, 0, y);
         group += kGroupFields;
       }

@@ -108,12 +108,14 @@ SLUICE_INLINE Codes MoveBit(Codes v) {
 }
 
 // Calls take.operator()<quad>(codes) for the quads of a unit, in order, with codes of P bits. With
-// P = 5 the fourth plane has one bit.
-template <int P, class Take>
+// P = 5 the fourth plane has one bit. With kOddHigh (P <= 4) odd quads come as 16 times their
+// codes, which saves a shift for each.
+template <int P, bool kOddHigh = false, class Take>
 SLUICE_INLINE void UnpackUnit(const PanelView& view, int unit, const Take& take) {
+  static_assert(!kOddHigh || P <= 4);
   const size_t line = static_cast<size_t>(unit) * 64;
   const auto load = [&]<int plane, int bits>(int vector) __attribute__((always_inline)) {
-    return LoadCodes(view.codes[plane] + line * bits + vector * 64);
+    return KeepLoaded(LoadCodes(view.codes[plane] + line * bits + vector * 64));
   };
   PrefetchLine(view.codes[0] + line * 2 + view.ahead[0]);
   PrefetchLine(view.codes[0] + line * 2 + 64 + view.ahead[0]);
@@ -128,50 +130,66 @@ SLUICE_INLINE void UnpackUnit(const PanelView& view, int unit, const Take& take)
     PrefetchLine(view.codes[4] + line * 2 + view.ahead[4]);
     PrefetchLine(view.codes[4] + line * 2 + 64 + view.ahead[4]);
   }
-  // Pair k: quads 2k and 2k + 1.
-  const auto pair = [&]<int k>() __attribute__((always_inline)) {
-    constexpr int kAt = 2 * (k % 2);  // where a 2-bit plane holds it, within a nibble
-    const Codes base = load.template operator()<0, 2>(k / 2);
-    Codes second, third, fourth, fifth;
-    if constexpr (P >= 3) second = load.template operator()<1, 1>(0);
-    if constexpr (P >= 4) third = load.template operator()<2, 1>(0);
-    if constexpr (P == 5) fourth = load.template operator()<3, 1>(0);
-    if constexpr (P >= 6) fourth = load.template operator()<3, 2>(k / 2);
-    if constexpr (P == 8) fifth = load.template operator()<4, 2>(k / 2);
-    if constexpr (P == 2) {
-      take.template operator()<2 * k>(KeepBits<0x03>(MoveBit<kAt, 0>(base)));
-      take.template operator()<2 * k + 1>(KeepBits<0x03>(MoveBit<kAt + 4, 0>(base)));
-    } else if constexpr (P == 3) {
-      const Codes codes = SelectBits<0x66>(MoveBit<kAt, 1>(base), MoveBit<k, 0>(second));
-      take.template operator()<2 * k>(KeepBits<0x07>(codes));
-      take.template operator()<2 * k + 1>(KeepBits<0x07>(MoveBit<4, 0>(codes)));
-    } else {
-      const Codes low = SelectBits<0x22>(MoveBit<k, 1>(second), MoveBit<k, 0>(third));
-      const Codes codes = SelectBits<0xcc>(MoveBit<kAt, 2>(base), low);
-      if constexpr (P == 4) {
-        take.template operator()<2 * k>(KeepBits<0x0f>(codes));
-        take.template operator()<2 * k + 1>(KeepBits<0x0f>(MoveBit<4, 0>(codes)));
-      } else if constexpr (P == 5) {
+  Codes second, even, odd, narrow;
+  if constexpr (P >= 3) second = load.template operator()<1, 1>(0);
+  if constexpr (P >= 4) {
+    // The second and third planes side by side: of pairs 0 and 2, and of pairs 1 and 3, each pair
+    // two bits of a nibble.
+    const Codes third = load.template operator()<2, 1>(0);
+    even = SelectBits<0xaa>(ShiftLeft<1>(second), third);
+    odd = SelectBits<0xaa>(second, ShiftRight<1>(third));
+  }
+  if constexpr (P == 5) narrow = load.template operator()<3, 1>(0);
+  // Pairs 2v and 2v + 1, v = vector.
+  const auto vector = [&]<int v>() __attribute__((always_inline)) {
+    const Codes base = load.template operator()<0, 2>(v);
+    Codes fourth, fifth;
+    if constexpr (P >= 6) fourth = load.template operator()<3, 2>(v);
+    if constexpr (P == 8) fifth = load.template operator()<4, 2>(v);
+    // Pair k: quads 2k and 2k + 1.
+    const auto pair = [&]<int k>() __attribute__((always_inline)) {
+      constexpr int kAt = 2 * (k % 2);  // where a 2-bit plane holds it, within a nibble
+      constexpr int kLow = (1 << P) - 1;
+      if constexpr (P <= 4) {
+        Codes codes;
+        if constexpr (P == 2) codes = MoveBit<kAt, 0>(base);
+        if constexpr (P == 3) {
+          codes = SelectBits<0x66>(MoveBit<kAt, 1>(base), MoveBit<k, 0>(second));
+        }
+        if constexpr (P == 4) {
+          codes = SelectBits<0xcc>(MoveBit<kAt, 2>(base), MoveBit<2 * v, 0>(k % 2 ? odd : even));
+        }
+        take.template operator()<2 * k>(KeepBits<kLow>(codes));
+        if constexpr (kOddHigh) {
+          take.template operator()<2 * k + 1>(KeepBits<kLow << 4>(codes));
+        } else {
+          take.template operator()<2 * k + 1>(KeepBits<kLow>(MoveBit<4, 0>(codes)));
+        }
+        return;
+      }
+      const Codes codes =
+          SelectBits<0xcc>(MoveBit<kAt, 2>(base), MoveBit<2 * v, 0>(k % 2 ? odd : even));
+      if constexpr (P == 5) {
         take.template operator()<2 * k>(
-            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<0, 1>(codes), MoveBit<k, 0>(fourth))));
+            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<0, 1>(codes), MoveBit<k, 0>(narrow))));
         take.template operator()<2 * k + 1>(
-            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<4, 1>(codes), MoveBit<k + 4, 0>(fourth))));
+            KeepBits<0x1f>(SelectBits<0x1e>(MoveBit<4, 1>(codes), MoveBit<k + 4, 0>(narrow))));
       } else if constexpr (P == 6) {
         take.template operator()<2 * k>(
             KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<0, 2>(codes), MoveBit<kAt, 0>(fourth))));
         take.template operator()<2 * k + 1>(
             KeepBits<0x3f>(SelectBits<0x3c>(MoveBit<4, 2>(codes), MoveBit<kAt + 4, 0>(fourth))));
-      } else {
+      } else if constexpr (P == 8) {
         const Codes rest = SelectBits<0xcc>(MoveBit<kAt, 2>(fourth), MoveBit<kAt, 0>(fifth));
         take.template operator()<2 * k>(SelectBits<0xf0>(MoveBit<0, 4>(codes), rest));
         take.template operator()<2 * k + 1>(SelectBits<0xf0>(codes, MoveBit<4, 0>(rest)));
       }
-    }
+    };
+    pair.template operator()<2 * v>();
+    pair.template operator()<2 * v + 1>();
   };
-  pair.template operator()<0>();
-  pair.template operator()<1>();
-  pair.template operator()<2>();
-  pair.template operator()<3>();
+  vector.template operator()<0>();
+  vector.template operator()<1>();
 }
 
 // Units [begin, end) of a panel to bytes: out[unit - begin][quad][16][4].

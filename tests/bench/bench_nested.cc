@@ -1,6 +1,7 @@
 // Bit-nested matrices beside the rooflines: one or a few tokens over far more matrices than the
 // caches hold, against the read bandwidth; many tokens over one warm matrix, against the 8-bit dot
 // product from registers. Every figure is a median.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <vector>
@@ -123,18 +124,21 @@ void BenchNestedMatmul(Bench& b) {
   for (const Kind& kind : kKinds) {
     const NestedFormat format = {kind.scales, static_cast<uint8_t>(kind.group), 8};
     for (const int planes : {1, 3, 5}) {
-      for (const int tokens : {4, 8, 12, 16, 64, 512}) {
+      for (const int tokens : {1, 2, 3, 4, 8, 12, 16, 32, 64, 512}) {
         Inputs inputs(b, tokens);
-        const NestedMatmulArgs args =
-            ArgsAt(arena.data(), format, planes, tokens, inputs.packed.data(), inputs.y.data());
+        // Often enough that waking the workers does not show.
+        const std::vector<NestedMatmulArgs> args(
+            std::max(1, 256 / tokens),
+            ArgsAt(arena.data(), format, planes, tokens, inputs.packed.data(), inputs.y.data()));
         int64_t peak_macs = 0;
         const auto median = b.Median({[&] {
                                         float sink = 0;
                                         peak_macs = b.ops->nested_peak_macs(20000, &sink);
                                       },
-                                      [&] { Multiply(b, &args, 1, scratch); }},
+                                      [&] { Multiply(b, args.data(), args.size(), scratch); }},
                                      b.rounds);
-        const double macs = static_cast<double>(kRows) * kCols * tokens / median[1];
+        const double macs = static_cast<double>(kRows) * kCols * tokens *
+                            static_cast<double>(args.size()) / median[1];
         const double peak = static_cast<double>(peak_macs) / median[0] * b.threads;
         std::printf("nested matmul %-7s precision %d tokens %3d: %6.1f of %6.1f GMAC/s = %3.0f%%\n",
                     kind.name, NestedPrecision(8, planes), tokens, macs * 1e-9, peak * 1e-9,
