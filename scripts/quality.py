@@ -9,6 +9,7 @@ Every point is one pack of --model (or one pack read at a lower precision) with
   file_bytes   of the pack; for a pack read at a lower precision, of the pack made at that precision, which is what
                must be read of it,
   expert_bits  bytes of the routed experts' planes and scales, in bits per weight,
+  weight_bytes of all weights: the file without tokenizer, index and padding,
   kl_per_token mean over all tokens of --texts of the divergence from --model's own predictions, in nats,
   top1         share of these tokens where both prefer the same next token,
   accuracy     mean over the task files of --tasks of the share of items answered exactly.
@@ -18,11 +19,13 @@ survive a new run; what is known of them beyond the measurement comes from --not
 another quality.json.
 
 --out gets quality.json, frontier.svg (needs matplotlib: scripts/quality_requirements.txt) and, in README.md, whatever
-stands between the lines "<!-- tables -->" and "<!-- end of tables -->".
+stands between the lines "<!-- tables -->" and "<!-- end of tables -->". expert_bits and weight_bytes of points of --add
+are given with --expert-bits and --weight-bytes; those that have them are in the table of equal quality.
 """
 import argparse
 import glob
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +36,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ALLOCATED = (2, 2.25, 2.5, 2.75, 3, 3.5, 4, 5, 6, 8)
 LADDER = (2, 3, 4, 6, 8)
 NESTED = (8, 4)  # uniform packs that are read at every lower precision, too
+LEAN = 4         # bits of a uniform pack, dense weights too, that is read at every precision up to it
 
 
 def arguments():
@@ -46,12 +50,15 @@ def arguments():
     parser.add_argument("--context", type=int, default=192, help="tokens per window of text (default: 192)")
     parser.add_argument("--dense-bits", type=int, default=8, help="bits of all but routed experts (default: 8)")
     parser.add_argument("--bits", type=float, nargs="+", default=ALLOCATED, help="averages to allocate (default: ten)")
+    parser.add_argument("--threads", type=int, default=0, help="of packing and evaluation; no figure depends on it")
     parser.add_argument("--resume", action="store_true", help="keep what quality.json has; measure what it lacks")
     parser.add_argument("--plot", action="store_true", help="measure nothing; plot and tables from quality.json")
     parser.add_argument("--add", action="append", default=[], metavar="NAME=FILE",
                         help="measure FILE (anything that --model of sluice takes) as a point to compare with")
     parser.add_argument("--points", metavar="FILE", help="measure nothing; take the points of --add from this JSON file")
     parser.add_argument("--file-bytes", type=int, help="size to report for --add, where FILE stands for another one")
+    parser.add_argument("--expert-bits", type=float, help="of --add: bits per weight of its routed experts")
+    parser.add_argument("--weight-bytes", type=int, help="of --add: bytes of its weights")
     parser.add_argument("--note", default="", help="remark kept with the points of --add")
     return parser.parse_args()
 
@@ -66,7 +73,7 @@ class Meter:
         self.start = time.monotonic()
 
     def sluice(self, *args):
-        command = [self.options.binary, *map(str, args), "--json"]
+        command = [self.options.binary, *map(str, args), "--threads", str(self.options.threads), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"failed ({done.returncode}): {' '.join(command)}\n{done.stderr.strip()}")
@@ -98,11 +105,29 @@ class Meter:
               f"  KL {point.get('kl_per_token', 0):8.5f}  top-1 {point.get('top1', 1):.4f}"
               f"  accuracy {point['accuracy']:.4f}", flush=True)
 
-    def pack(self, directory, bits, uniform):
+    def pack(self, directory, bits, uniform, dense_bits=None):
         path = os.path.join(directory, "candidate.sluice")
-        made = self.sluice("pack", self.options.model, path, "--bits", bits, "--dense-bits", self.options.dense_bits,
-                           *(("--uniform",) if uniform else ()))
-        return path, {"file_bytes": made["pack_bytes"], "expert_bits": rounded(made["expert_bits"])}
+        made = self.sluice("pack", self.options.model, path, "--bits", bits, "--dense-bits",
+                           dense_bits or self.options.dense_bits, *(("--uniform",) if uniform else ()))
+        experts = expert_values(self.options.model)
+        dense = made["source_bytes"] // 2 - experts  # of a BF16 source
+        weight_bytes = round((made["expert_bits"] * experts + made["dense_bits"] * dense) / 8)
+        return path, {"file_bytes": made["pack_bytes"], "expert_bits": rounded(made["expert_bits"]),
+                      "weight_bytes": weight_bytes}
+
+    def measure_lean(self, found, keep, directory):
+        """One pack with few bits everywhere at each of its precisions."""
+        levels = [level for level in LADDER if level <= LEAN and not find(found["lean"], level)]
+        if not levels:
+            return
+        path, _ = self.pack(directory, LEAN, True, LEAN)
+        small = os.path.join(directory, "small")
+        os.mkdir(small)
+        for level in levels:
+            _, size = self.pack(small, level, True, LEAN)
+            found["lean"].append({"bits": level, "pack_bits": LEAN, **size, **self.evaluate(path, level)})
+            self.report(f"{LEAN}-bit pack, all of it, at {level}", found["lean"][-1])
+            keep(found)
 
     def measure_all(self, found, keep):
         """Adds to `found` what it lacks."""
@@ -122,8 +147,8 @@ class Meter:
                     keep(found)
                 for level in missing:
                     same = find(found["uniform"], level)
-                    point = {"bits": level, "pack_bits": bits, "file_bytes": same["file_bytes"],
-                             "expert_bits": same["expert_bits"], **self.evaluate(path, level)}
+                    size = {key: same[key] for key in ("file_bytes", "expert_bits", "weight_bytes")}
+                    point = {"bits": level, "pack_bits": bits, **size, **self.evaluate(path, level)}
                     found["nested"].append(point)
                     self.report(f"{bits}-bit pack read at {level}", point)
                     keep(found)
@@ -135,14 +160,25 @@ class Meter:
                 self.report(f"allocated {bits:g}", found["allocated"][-1])
                 found["allocated"].sort(key=lambda point: point["bits"])
                 keep(found)
+            self.measure_lean(found, keep, directory)
 
     def measure_others(self):
         for spec in self.options.add:
             name, _, path = spec.partition("=")
             size = self.options.file_bytes or os.path.getsize(path)
-            point = {"name": name, "note": self.options.note, "file_bytes": size, **self.evaluate(path)}
+            known = {"expert_bits": self.options.expert_bits, "weight_bytes": self.options.weight_bytes}
+            point = {"name": name, "note": self.options.note, "file_bytes": size,
+                     **{key: value for key, value in known.items() if value}, **self.evaluate(path)}
             self.report(name, point)
             yield point
+
+
+def expert_values(model):
+    with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    width = config.get("moe_intermediate_size", config["intermediate_size"])
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    return 3 * config["hidden_size"] * width * experts * config["num_hidden_layers"]
 
 
 def find(points, bits, **also):
@@ -164,6 +200,8 @@ def series(found):
         points = [p for p in found["nested"] if p["pack_bits"] == bits]
         points += [p for p in found["uniform"] if p["bits"] == bits]
         yield f"one {bits}-bit pack, read at less", points, "^:"
+    if found.get("lean"):
+        yield f"the same with {LEAN} bits for dense weights", found["lean"], "v:"
 
 
 def plot(found, path):
@@ -212,6 +250,20 @@ def tables(found):
     lines += ["One pack read at a lower precision (MB: of the pack made at that precision):", "",
               row("pack", "read at", "MB", "KL per token", "same top-1", "accuracy"), "|---|---|---|---|---|---|"]
     lines += [row(f"{p['pack_bits']} bits", f"{p['bits']}", *figures(p)) for p in found["nested"]] + [""]
+    if found.get("lean"):
+        lines += [f"One pack with {LEAN} bits for everything, read at each precision (MB as above):", "",
+                  row("read at", "with scales", "MB", "of it weights", "KL per token", "same top-1", "accuracy"),
+                  "|---|---|---|---|---|---|---|"]
+        lines += [row(f"{p['bits']}", f"{p['expert_bits']:.2f}", f"{p['file_bytes'] / 1e6:.3f}",
+                      f"{p['weight_bytes'] / 1e6:.3f}", *figures(p)[1:]) for p in found["lean"]] + [""]
+    same = list(equal_quality(found))
+    if same:
+        lines += ["Equal quality: what of ours has the same KL, interpolated between measured points (KL "
+                  "logarithmically). Bits are of routed experts, \"with scales\" all that is stored for them; MB are weights "
+                  "without tokenizer, index and padding; dense weights of ours have 8 bits:", "",
+                  row("theirs", "KL", "with scales", "MB", "ours allocated: bits", "with scales", "MB",
+                      "4-bit pack read at: bits", "with scales", "MB"), "|---" * 10 + "|"]
+        lines += [row(*cells) for cells in same] + [""]
     if found.get("others"):
         ours = found["allocated"] + [p for p in found["uniform"] if not find(found["allocated"], p["bits"])]
         lines += ["Others' files (see above). The last column is KL per token of our pack of the same size, interpolated "
@@ -221,6 +273,31 @@ def tables(found):
         lines += [row(p["name"], p["note"], *figures(p), at_bytes(ours, p["file_bytes"]))
                   for p in found["others"]] + [""]
     return "\n".join(lines)
+
+
+def equal_quality(found):
+    """Rows: what of ours has the divergence of each of the others whose bits are known."""
+    nested = [p for p in found["nested"] if p["pack_bits"] == 4] + [p for p in found["uniform"] if p["bits"] == 4]
+    for other in found.get("others", []):
+        if "expert_bits" not in other:
+            continue
+        cells = [other["name"], f"{other['kl_per_token']:.5f}", f"{other['expert_bits']:.2f}",
+                 f"{other['weight_bytes'] / 1e6:.3f}"]
+        for points in (found["allocated"], nested):
+            for key, scale, digits in (("bits", 1, 2), ("expert_bits", 1, 2), ("weight_bytes", 1e6, 3)):
+                value = at_divergence(points, other["kl_per_token"], key)
+                cells.append(f"{value / scale:.{digits}f}" if value else "-")
+        yield cells
+
+
+def at_divergence(points, divergence, key):
+    """`key` between the two points round `divergence`, by its logarithm; None outside of them."""
+    points = sorted(points, key=lambda p: -p["kl_per_token"])
+    for low, high in zip(points, points[1:]):
+        if low["kl_per_token"] >= divergence >= high["kl_per_token"]:
+            share = math.log(low["kl_per_token"] / divergence) / math.log(low["kl_per_token"] / high["kl_per_token"])
+            return low[key] + share * (high[key] - low[key])
+    return None
 
 
 def at_bytes(points, size):
@@ -276,7 +353,7 @@ def main():
             keep(found)
     elif not options.plot:
         started = found if options.resume else {"others": found.get("others", [])}
-        for kind in ("uniform", "nested", "allocated"):
+        for kind in ("uniform", "nested", "allocated", "lean"):
             started.setdefault(kind, [])
         Meter(options).measure_all(started, keep)
         found = started

@@ -30,7 +30,7 @@ struct QuantizerOptions {
   // output and noise, e their relative squared error, and the same shrinkage in every matrix adds
   // up while noise does not. 1: each row's scales are multiplied so that its output keeps its size
   // at full precision (and a LevelFit's likewise at lower ones); 0: least squares; between: a power
-  // of it. Nothing: DefaultKeepGain.
+  // of it. Nothing: DefaultKeepGain at full precision, kDefaultLevelKeepGain at lower ones.
   std::optional<double> keep_gain = {};
 };
 // compensated: for InputStatistics with a compensation factor, where every precision counts;
@@ -38,6 +38,10 @@ struct QuantizerOptions {
 std::vector<double> DefaultLevelWeights(int bits, bool compensated);
 // Packs and the errors that allocation goes by (expert_error.h) both take this.
 double DefaultKeepGain(bool compensated);
+// A lower level cuts more off than rounding does. On the demo model's 4-bit pack, full precision
+// left at least squares, it takes the divergence at 2 bits from .0167 to .0115 and leaves that at 3
+// bits as it is (.0028; four held-out texts).
+inline constexpr double kDefaultLevelKeepGain = 1;
 
 // With compensation, columns are rounded from first to last, and what a column loses at a level is
 // made up for by the columns after it at that level (GPTQ, Frantar et al. 2022, for several

@@ -126,8 +126,7 @@ Result<> WeightEncoder::EncodeNested(const CheckpointWeight& weight, const Weigh
     for (const LevelFit& panel : fits) whole.Merge(panel);
   }
   if (fit) {
-    const bool compensated = !target.statistics.compensation.empty();
-    layout.levels = whole.Levels(target.quantizer.keep_gain.value_or(DefaultKeepGain(compensated)));
+    layout.levels = whole.Levels(target.quantizer.keep_gain.value_or(kDefaultLevelKeepGain));
   }
   return {};
 }
