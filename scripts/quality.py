@@ -152,6 +152,7 @@ class Meter:
                     found["nested"].append(point)
                     self.report(f"{bits}-bit pack read at {level}", point)
                     keep(found)
+            self.measure_lean(found, keep, directory)
             for bits in self.options.bits:
                 if find(found["allocated"], bits):
                     continue
@@ -160,7 +161,6 @@ class Meter:
                 self.report(f"allocated {bits:g}", found["allocated"][-1])
                 found["allocated"].sort(key=lambda point: point["bits"])
                 keep(found)
-            self.measure_lean(found, keep, directory)
 
     def measure_others(self):
         for spec in self.options.add:
