@@ -17,7 +17,7 @@ RUN cmake --preset release -DSLUICE_TESTS=OFF && cmake --build build --target sl
 FROM debian:12-slim
 RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-      curl libfmt9 libpcre2-8-0 libprometheus-cpp-core1.0 libspdlog1.10 libsystemd0 libtomlplusplus3 libutf8proc2 \
+      curl libfmt9 libpcre2-8-0 libprometheus-cpp-core1.0 libspdlog1.10 libsystemd0 libtomlplusplus3 liburing2 libutf8proc2 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin sluice \
  && install -d -o sluice /var/cache/sluice

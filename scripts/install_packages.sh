@@ -8,7 +8,7 @@ with_tests=0
 
 packages=(build-essential cmake ninja-build pkg-config nlohmann-json3-dev libspdlog-dev
           prometheus-cpp-dev libtomlplusplus-dev libcli11-dev libpcre2-dev libutf8proc-dev
-          libsystemd-dev libxxhash-dev)
+          libsystemd-dev libxxhash-dev liburing-dev)
 if [ "$with_tests" = 1 ]; then
   packages+=(catch2 python3 python3-venv prometheus systemd git curl)
 fi

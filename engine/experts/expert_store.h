@@ -43,7 +43,8 @@ struct ExpertRead {
 struct LandedRead {
   uint64_t ticket = 0;
   bool ok = true;
-  Error error;  // when not ok: kCorrupt (checksum, truncated file) or kIo, naming file and expert
+  // When not ok: kCorrupt (checksum, truncated file) or kIo, naming file and expert; kCancelled.
+  Error error;
 };
 
 struct ExpertStoreStats {
@@ -52,7 +53,11 @@ struct ExpertStoreStats {
   uint64_t retries = 0;            // reads that were tried again
   uint64_t failures = 0;           // reads that failed for good
   uint64_t checksum_failures = 0;  // attempts whose bytes did not have their checksum
+  uint64_t cancelled = 0;          // reads that Cancel ended
   double busy_seconds = 0;         // time with at least one read in flight
+  double cpu_seconds = 0;          // of the thread that fetches and hashes
+  bool pack_truncated = false;     // the file lost its end: what was there fails
+  bool pack_replaced = false;      // another file has its name: the old one is served on
 };
 
 class ExpertStore {
@@ -63,7 +68,9 @@ class ExpertStore {
   // Changes the urgency of what is still queued or partly read; nothing for other tickets.
   virtual void SetUrgency(uint64_t ticket, int urgency) = 0;
   // True: the read had no bytes in flight; it is forgotten and will not be reported, and its
-  // memory is the caller's again. False: it will be reported (or has landed already).
+  // memory is the caller's again. False: it will be reported: good, when all of it was under way;
+  // otherwise what had not started is dropped and the report says kCancelled, unless SetUrgency
+  // names it before the report is collected: then it goes on as if never cancelled.
   virtual bool Cancel(uint64_t ticket) = 0;
 
   // Appends what has landed since the last call to `landed`, at least one when `wait` (REQUIRES

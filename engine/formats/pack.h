@@ -144,6 +144,7 @@ class PackReader {
   static bool LooksLikePack(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return file_.path(); }
+  const File& file() const { return file_; }  // for readers with their own I/O
   uint32_t version() const { return version_; }
   uint64_t file_bytes() const { return file_bytes_; }
   size_t align() const { return align_; }
