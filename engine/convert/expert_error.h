@@ -22,11 +22,11 @@ struct ExpertFloats {
 
 // For each format (of all three matrices, at its full precision): the root mean square over samples
 // of the length of the output's error. samples: [n, hidden]; none: zeros.
-// `inputs` and `down_inputs` are used as QuantizePanel uses them; give the compensation factors if
-// the pack will be made with them: on the demo model the allocation beats equal bits by 6% in KL
-// divergence at 3 and 4 bits with errors measured so, and loses to them with errors measured
-// without. Time: n * 3 * hidden * intermediate multiply-accumulates for each format, and the
-// quantization.
+// Matrices are rounded as the packer rounds them (QuantizerOptions' defaults). Give the
+// compensation factors if the pack will be made with them: on the demo model the allocation beat
+// equal bits by 6% in KL divergence at 3 and 4 bits with errors measured so, and lost to them with
+// errors measured without (both while outputs were scaled back to their size). Time: n * 3 * hidden
+// * intermediate multiply-accumulates for each format, and the quantization.
 std::vector<double> ExpertOutputErrors(const ExpertFloats& expert, const InputStatistics& inputs,
                                        const InputStatistics& down_inputs,
                                        std::span<const float> samples,
