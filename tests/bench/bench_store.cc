@@ -123,9 +123,9 @@ class Bench {
     size_t at = slot_bytes_;
     const PackExpert* expert = nullptr;
     while (true) {
-      const bool more = Now() - begin < settings_.seconds || at < slot_bytes_;
-      while (more && reader->in_flight() < settings_.store.depth) {
+      while (reader->in_flight() < settings_.store.depth) {
         if (at >= slot_bytes_) {
+          if (Now() - begin >= settings_.seconds) break;
           const ExpertId id = experts_[random_() % experts_.size()];
           expert = pack_->FindExpert(id.layer, id.index);
           at = 0;
