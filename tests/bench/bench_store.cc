@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "engine/base/direct_reader.h"
+#include "engine/base/disk_speed.h"
 #include "engine/experts/pack_store.h"
 
 namespace sluice {
@@ -240,6 +241,14 @@ void Throughput(Bench* bench, const std::shared_ptr<const PackReader>& pack,
               Median(fetch_cpu), Median(cpu));
   std::printf("plain   %.2f GB/s, process %.3f s/GB\n", Median(plain), Median(plain_cpu));
   std::printf("ratio   %.3f (median of rounds)\n", Median(ratio));
+  DiskSpeedOptions speed_options;
+  speed_options.piece_bytes = settings.store.piece_bytes;
+  speed_options.reader = reader_options;
+  const double begin = Now();
+  const Result<DiskSpeed> speed = MeasureDisk(pack->path(), speed_options);
+  if (!speed) return;
+  std::printf("MeasureDisk %.2f GB/s, 4 KiB in %.0f us, in %.2f s\n", speed->bytes_per_second / 1e9,
+              speed->small_read_seconds * 1e6, Now() - begin);
 }
 
 void Latency(Bench* bench, const std::shared_ptr<const PackReader>& pack, Settings settings) {

@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "engine/base/disk_speed.h"
 #include "tests/support/catch.h"
 #include "tests/support/result.h"
 #include "tests/support/scratch_directory.h"
@@ -222,6 +223,25 @@ TEST_CASE("A reader that goes away lets its reads end first", "[direct_reader]")
   }
   reader.reset();
   CHECK(pages.text() == fixture.content().substr(0, 4 * 65536));
+}
+
+TEST_CASE("A disk is measured with a file that is read at most once", "[disk_speed]") {
+  const Fixture fixture;
+  DiskSpeedOptions options;
+  options.piece_bytes = 8192;
+  options.seconds = 60;  // ends with the file
+  options.reader.io_uring = GENERATE(true, false);
+  const Result<DiskSpeed> speed = MeasureDisk(fixture.path(), options);
+  REQUIRE(speed);
+  CHECK(speed->bytes_per_second > 0);
+  CHECK(speed->small_read_seconds > 0);
+  CHECK(speed->bytes > 0);
+  CHECK(speed->bytes <= kFileBytes);
+  options.piece_bytes = size_t{1} << 20;
+  const Result<DiskSpeed> too_short = MeasureDisk(fixture.path(), options);
+  REQUIRE_FALSE(too_short);
+  CHECK(too_short.error().code == ErrorCode::kInvalidArgument);
+  CHECK(MeasureDisk(fixture.path().string() + ".none").error().code == ErrorCode::kNotFound);
 }
 
 }  // namespace

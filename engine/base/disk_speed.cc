@@ -1,0 +1,164 @@
+#include "engine/base/disk_speed.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "engine/base/check.h"
+
+namespace sluice {
+namespace {
+
+constexpr size_t kSmallRead = 4096;
+constexpr size_t kSmallReads = 64;
+constexpr double kSmallShare = 0.2;  // of the time, at most
+constexpr size_t kHugePage = size_t{2} << 20;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Touched memory at a multiple of 2 MiB, in huge pages where the kernel has them.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : bytes_(bytes + kHugePage) {
+    memory_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory_ == MAP_FAILED) return;
+    const auto start = reinterpret_cast<uintptr_t>(memory_);
+    start_ = reinterpret_cast<std::byte*>((start + kHugePage - 1) / kHugePage * kHugePage);
+    static_cast<void>(::madvise(start_, bytes, MADV_HUGEPAGE));
+    std::memset(start_, 0, bytes);
+  }
+  ~Buffer() {
+    if (memory_ != MAP_FAILED) ::munmap(memory_, bytes_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  std::byte* start() const { return start_; }  // null: no memory
+
+ private:
+  size_t bytes_;
+  void* memory_ = nullptr;
+  std::byte* start_ = nullptr;
+};
+
+class DiskProbe {
+ public:
+  DiskProbe(const File& file, DirectReader* reader, const DiskSpeedOptions& options,
+            std::byte* memory)
+      : file_(file), reader_(reader), options_(options), memory_(memory) {
+    places_.resize(static_cast<size_t>(file.size_bytes() / options.piece_bytes));
+    std::iota(places_.begin(), places_.end(), uint64_t{0});
+    // Another order each time: a disk may remember what the last run read.
+    std::mt19937_64 random(std::random_device{}());
+    std::shuffle(places_.begin(), places_.end(), random);
+  }
+
+  // From the end of the shuffled places, which Bandwidth takes from the start.
+  Result<> SmallReads(double* median_seconds) {
+    std::vector<double> seconds;
+    const double begin = Now();
+    while (seconds.size() < std::min(kSmallReads, std::max<size_t>(places_.size() / 2, 1)) &&
+           Now() - begin < options_.seconds * kSmallShare) {
+      const double asked = Now();
+      Submit(places_[places_.size() - 1 - seconds.size()], 0, kSmallRead);
+      if (Result<> read = Take(); !read) return read;
+      seconds.push_back(Now() - asked);
+    }
+    const auto middle = seconds.begin() + static_cast<ptrdiff_t>(seconds.size() / 2);
+    std::nth_element(seconds.begin(), middle, seconds.end());
+    *median_seconds = *middle;
+    places_.resize(std::max<size_t>(places_.size() - seconds.size(), 1));
+    return {};
+  }
+
+  Result<> Bandwidth(double seconds, DiskSpeed* speed) {
+    size_t next = 0;
+    for (uint64_t slot = 0; next < places_.size() && slot < depth(); ++slot) {
+      Submit(places_[next++], slot, options_.piece_bytes);
+    }
+    const double begin = Now();
+    double last = begin;
+    while (reader_->in_flight() > 0) {
+      if (Result<> read = Take(); !read) return read;
+      speed->bytes += options_.piece_bytes * landed_.size();
+      last = Now();
+      for (const LandedPiece& piece : landed_) {
+        if (next < places_.size() && last - begin < seconds) {
+          Submit(places_[next++], piece.token, options_.piece_bytes);
+        }
+      }
+    }
+    speed->bytes_per_second = static_cast<double>(speed->bytes) / std::max(last - begin, 1e-9);
+    return {};
+  }
+
+ private:
+  uint64_t depth() const { return static_cast<uint64_t>(options_.reader.depth); }
+
+  void Submit(uint64_t place, uint64_t slot, size_t bytes) {
+    PieceRead piece;
+    piece.token = slot;
+    piece.offset_bytes = place * options_.piece_bytes;
+    piece.parts[0] = {memory_ + slot * options_.piece_bytes, bytes};
+    piece.part_count = 1;
+    reader_->Submit(piece);
+  }
+
+  // At least one, into landed_.
+  Result<> Take() {
+    landed_.clear();
+    reader_->Collect(true, &landed_);
+    for (const LandedPiece& piece : landed_) {
+      if (piece.result < 0) {
+        return IoError("cannot read " + file_.path().string() + ": " +
+                       std::strerror(static_cast<int>(-piece.result)));
+      }
+      if (static_cast<size_t>(piece.result) < kSmallRead) {
+        return Corrupt(file_.path().string() + " was truncated while it was in use");
+      }
+    }
+    return {};
+  }
+
+  const File& file_;
+  DirectReader* const reader_;
+  const DiskSpeedOptions& options_;
+  std::byte* const memory_;
+  std::vector<uint64_t> places_;
+  std::vector<LandedPiece> landed_;
+};
+
+}  // namespace
+
+Result<DiskSpeed> MeasureDisk(const std::filesystem::path& path, const DiskSpeedOptions& options) {
+  SLUICE_CHECK(options.piece_bytes >= kSmallRead && options.piece_bytes % kSmallRead == 0 &&
+               options.seconds > 0);
+  const Result<File> file = File::Open(path);
+  if (!file) return file.error();
+  if (file->size_bytes() < options.piece_bytes) {
+    return InvalidArgument(path.string() + " is too short to measure its disk: it needs " +
+                           std::to_string(options.piece_bytes) + " bytes");
+  }
+  const Buffer buffer(options.piece_bytes * static_cast<size_t>(options.reader.depth));
+  if (buffer.start() == nullptr) return ResourceExhausted("no memory to measure a disk with");
+  auto reader = DirectReader::Open(*file, options.reader);
+  if (!reader) return reader.error();
+  DiskSpeed speed;
+  speed.direct = (*reader)->direct_align() > 0;
+  speed.method = (*reader)->method();
+  DiskProbe probe(*file, reader->get(), options, buffer.start());
+  const double begin = Now();
+  if (Result<> read = probe.SmallReads(&speed.small_read_seconds); !read) return read.error();
+  if (Result<> read = probe.Bandwidth(options.seconds - (Now() - begin), &speed); !read) {
+    return read.error();
+  }
+  return speed;
+}
+
+}  // namespace sluice
