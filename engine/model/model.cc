@@ -104,7 +104,7 @@ Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& path
   if (!weights) return weights.error();
   if (!options.kv_dtype) {
     const PackedMatrix& q = weights->layers[0].q;
-    options.kv_dtype = !q.is_nested() && q.dtype == DType::kF32 ? DType::kF32 : DType::kF16;
+    options.kv_dtype = !q.is_nested() && q.dtype == DType::kF32 ? KvDType::kF32 : KvDType::kF16;
   }
   return Transformer::Create(*config, options, std::move(backend), std::move(*weights));
 }

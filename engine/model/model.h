@@ -37,7 +37,7 @@ struct ModelOptions {
                                // at most what kv_blocks hold
   int kv_blocks = 0;  // KV blocks of 16 tokens; REQUIRED > 0 (the caller turns memory into blocks
                       // with KvBytesPerBlock)
-  std::optional<DType> kv_dtype;  // default: F32 for F32 weights, otherwise F16
+  std::optional<KvDType> kv_dtype;  // default: F32 for F32 weights, otherwise F16
   // Nullable: told of activations; outlives the model. For calibration: costs copies.
   ForwardObserver* observer = nullptr;
   // Packs only: routed experts at the highest precision up to this many bits; 0: all there is.
@@ -121,6 +121,8 @@ Result<ModelFiles> ReadModelFiles(const std::filesystem::path& path);
 std::string WeightName(const Model& model);
 
 // KV bytes of one block over all layers: turns a memory size into kv_blocks before loading.
-size_t KvBytesPerBlock(const ModelConfig& config, DType kv_dtype);
+size_t KvBytesPerBlock(const ModelConfig& config, KvDType kv_dtype);
+// "f32", "f16", "bf16" or "q8"; nothing for any other name.
+std::optional<KvDType> ParseKvDType(std::string_view name);
 
 }  // namespace sluice

@@ -19,6 +19,7 @@
 #include "engine/tensor/device_buffer.h"
 #include "engine/tensor/tensor.h"
 #include "kernels/common/dtype.h"
+#include "kernels/common/kv_format.h"
 
 namespace sluice {
 
@@ -59,13 +60,13 @@ struct EmbeddingTable {
   PackedMatrix packed;  // used when `rows` is empty
 };
 
-// The paged cache of one layer; kernels/cpu/ops.h (AttentionArgs) has the layout of a block.
+// The paged cache of one layer; kernels/common/kv_format.h has the layout of a KV block.
 struct KvLayer {
-  DType dtype = DType::kF32;
+  KvDType dtype = KvDType::kF32;
   void* k = nullptr;
   void* v = nullptr;
-  size_t k_block_stride = 0;  // in elements
-  size_t v_block_stride = 0;
+  size_t k_block_bytes = 0;
+  size_t v_block_bytes = 0;
   int kv_heads = 0;
   int head_dim = 0;
 };

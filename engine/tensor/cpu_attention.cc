@@ -18,10 +18,6 @@ constexpr int64_t kSmallMergeScores = int64_t{16 << 10} * cpu::kAttentionPartTok
 // system slows down leaves its share to the others.
 constexpr int kPiecesPerThread = 8;
 
-void* Offset(void* base, size_t elements, DType dtype) {
-  return static_cast<std::byte*>(base) + elements * DTypeBytes(dtype);
-}
-
 }  // namespace
 
 void CpuBackend::RopeCacheToken(const RopeCacheArgs& args, int token) {
@@ -65,8 +61,8 @@ void CpuBackend::RopeCacheToken(const RopeCacheArgs& args, int token) {
 
   const auto block = static_cast<size_t>(args.slots[token] / cpu::kKvBlockTokens);
   ops_->kv_write(kv.dtype, k, v, kv.kv_heads, dim, args.slots[token] % cpu::kKvBlockTokens,
-                 Offset(kv.k, block * kv.k_block_stride, kv.dtype),
-                 Offset(kv.v, block * kv.v_block_stride, kv.dtype));
+                 static_cast<std::byte*>(kv.k) + block * kv.k_block_bytes,
+                 static_cast<std::byte*>(kv.v) + block * kv.v_block_bytes);
 }
 
 void CpuBackend::RopeCache(const RopeCacheArgs& args) {
@@ -89,8 +85,8 @@ cpu::AttentionArgs CpuBackend::KernelArgs(const PagedAttentionArgs& args,
   return {.kv_dtype = kv.dtype,
           .k_cache = kv.k,
           .v_cache = kv.v,
-          .k_block_stride = kv.k_block_stride,
-          .v_block_stride = kv.v_block_stride,
+          .k_block_bytes = kv.k_block_bytes,
+          .v_block_bytes = kv.v_block_bytes,
           .blocks = group.blocks,
           .head_dim = kv.head_dim,
           .kv_head = piece.kv_head,

@@ -102,6 +102,15 @@ SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
   return {_mm256_cvtepi32_ps(sum.lo), _mm256_cvtepi32_ps(sum.hi)};
 }
 
+SLUICE_INLINE Dots<8> CentredDots(int32_t x_sum) {
+  const __m256i start = _mm256_set1_epi32(-128 * x_sum);
+  return {start, start};
+}
+SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
+  return {_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.lo, 7), low.lo)),
+          _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.hi, 7), low.hi))};
+}
+
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),

@@ -63,6 +63,11 @@ SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
   return {_mm512_cvtepi32_ps(sum.v)};
 }
 
+SLUICE_INLINE Dots<8> CentredDots(int32_t x_sum) { return {_mm512_set1_epi32(-128 * x_sum)}; }
+SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
+  return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.v, 7), low.v))};
+}
+
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};

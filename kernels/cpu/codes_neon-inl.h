@@ -85,6 +85,17 @@ SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t x_sum) {
   return v;
 }
 
+// AddDots takes codes minus 128 as it is.
+SLUICE_INLINE Dots<8> CentredDots(int32_t) { return {}; }
+SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
+  Vec v;
+  SLUICE_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    v.q[i] = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(high.q[i], 7), low.q[i]));
+  }
+  return v;
+}
+
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   const uint8x16_t bytes = vld1q_u8(from);
   const uint16x8_t low = vmovl_u8(vget_low_u8(bytes));

@@ -17,6 +17,12 @@
 //   MergeHighDots(a, b)    a + b / 16, b being of 16 times the codes (used where kDotsTakeHigh)
 //   DotsToVec(sum, x_sum)  the sums as F32; x_sum is the sum of all x added (used where
 //                          kNeedsInputSums)
+//   CentredDots(x_sum)     what to start Dots<8> from so that every code counts as code - 128;
+//   x_sum
+//                          is the sum of all x that will be added
+//   JoinDots(high, low)    128 * high + low as F32, in 32-bit integers before, of sums started by
+//   {}
+//                          or CentredDots
 //   LoadU8, LoadI8         16 bytes as F32
 //   StoreI8                16 integral values in [-128, 127] as bytes
 // and the constants
@@ -97,6 +103,17 @@ SLUICE_INLINE Vec DotsToVec(const Dots<width>& sum, int32_t) {
   Vec v;
   for (int i = 0; i < 16; ++i) v.lane[i] = static_cast<float>(sum.q[i / 4][i % 4]);
   return v;
+}
+
+SLUICE_INLINE Dots<8> CentredDots(int32_t x_sum) {
+  Dots<8> sum;
+  for (int i = 0; i < 4; ++i) sum.q[i] -= 128 * x_sum;
+  return sum;
+}
+SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
+  Dots<8> sum;
+  for (int i = 0; i < 4; ++i) sum.q[i] = high.q[i] * 128 + low.q[i];
+  return DotsToVec(sum, 0);
 }
 
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {

@@ -25,6 +25,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/kv_format.h"
 #include "kernels/common/nested.h"
 
 namespace sluice::cpu {
@@ -93,22 +94,22 @@ struct NestedMatmulArgs {
 };
 
 // One query row (one head of one token) of attention walks its whole context, block by block, with
-// an online softmax. Layout of one layer's cache: for block b, its K at k_cache + b *
-// k_block_stride holds [kv_head][head_dim][16 tokens] (transposed: lanes are tokens), its V at
-// v_cache + b * v_block_stride holds [kv_head][16 tokens][head_dim]. Element type is kv_dtype (F32,
-// F16 or BF16). Strides are in elements. Slots past the context are never read into a result,
-// whatever bytes they hold.
+// an online softmax. The K of KV block b is at k_cache + b * k_block_bytes, its V at v_cache + b *
+// v_block_bytes, as kernels/common/kv_format.h lays them out; for Q8 all four are multiples of 64
+// bytes. Slots past the context are never read into a result, whatever bytes they hold.
+//
+// With Q8, queries and the weights of V are rounded to 14 bits as well (attention_q8-inl.h).
 //
 // A row's context is cut into parts at absolute positions, multiples of kAttentionPartTokens. Each
 // part is summed by itself and the parts' sums are merged in ascending order: by `attention` itself
 // when `partials` is null, or by `merge_attention` after calls of `attention` that left every
 // part's sums in `partials`, in any order and on any threads. Both ways give the same bytes.
 struct AttentionArgs {
-  DType kv_dtype;
+  KvDType kv_dtype;
   const void* k_cache;
   const void* v_cache;
-  size_t k_block_stride;
-  size_t v_block_stride;
+  size_t k_block_bytes;
+  size_t v_block_bytes;
   const int32_t* blocks;  // block table: physical block of tokens [16 i, 16 i + 16)
   int head_dim;           // at most 256; multiples of 16 are fastest
   int kv_head;            // which kv head all these query rows read
@@ -160,7 +161,7 @@ struct Ops {
   // Appends one token's K and V of all kv heads to its place in a block (converting to kv_dtype).
   // k, v: [kv_heads, head_dim] F32. k_block, v_block: the start of the block, laid out as above.
   // slot in [0, 16).
-  void (*kv_write)(DType kv_dtype, const float* k, const float* v, int kv_heads, int head_dim,
+  void (*kv_write)(KvDType kv_dtype, const float* k, const float* v, int kv_heads, int head_dim,
                    int slot, void* k_block, void* v_block);
 
   // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; n values; x == out allowed. Sum in a fixed

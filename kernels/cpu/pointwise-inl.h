@@ -169,39 +169,6 @@ void PackMatrix(DType dtype, const void* src, int rows, int cols, int panel_begi
   }
 }
 
-template <class T>
-void KvWriteAs(const float* k, const float* v, int kv_heads, int head_dim, int slot, void* k_block,
-               void* v_block) {
-  T* k_out = static_cast<T*>(k_block) + slot;
-  T* v_out = static_cast<T*>(v_block) + static_cast<ptrdiff_t>(slot) * head_dim;
-  for (int head = 0; head < kv_heads; ++head) {
-    for (int d = 0; d < head_dim; d += 16) {
-      const int n = head_dim - d < 16 ? head_dim - d : 16;
-      T rounded[16];
-      Store(rounded, LoadN(k + d, n));
-      for (int i = 0; i < n; ++i) {
-        __builtin_memcpy(k_out + (d + i) * kKvBlockTokens, &rounded[i], sizeof(T));
-      }
-      StoreN(v_out + d, LoadN(v + d, n), n);
-    }
-    k += head_dim;
-    v += head_dim;
-    k_out += static_cast<ptrdiff_t>(head_dim) * kKvBlockTokens;
-    v_out += static_cast<ptrdiff_t>(head_dim) * kKvBlockTokens;
-  }
-}
-void KvWrite(DType kv_dtype, const float* k, const float* v, int kv_heads, int head_dim, int slot,
-             void* k_block, void* v_block) {
-  switch (kv_dtype) {
-    case DType::kF32:
-      return KvWriteAs<float>(k, v, kv_heads, head_dim, slot, k_block, v_block);
-    case DType::kF16:
-      return KvWriteAs<F16>(k, v, kv_heads, head_dim, slot, k_block, v_block);
-    case DType::kBF16:
-      return KvWriteAs<Bf16>(k, v, kv_heads, head_dim, slot, k_block, v_block);
-  }
-}
-
 // Four streams, as many as the matmul reads at once, each prefetched ahead.
 uint64_t ReadStream(const void* src, size_t bytes) {
   typedef uint64_t Line __attribute__((vector_size(64), aligned(1), may_alias));

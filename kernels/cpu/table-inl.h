@@ -1,15 +1,15 @@
 // The table of one instruction set; included last by each ISA file.
 #pragma once
 
-#include "kernels/cpu/attention-inl.h"
 #include "kernels/cpu/matmul-inl.h"
 #include "kernels/cpu/pointwise-inl.h"
 
 #define SLUICE_ISA_NAME_OF(isa) #isa
 #define SLUICE_ISA_NAME(isa) SLUICE_ISA_NAME_OF(isa)
 
-// The kernels of bit-nested matrices are translation units of their own (nested_<isa>.cc); a table
-// may use those of another instruction set that its CPUs have.
+// Attention and the kernels of bit-nested matrices are translation units of their own
+// (attention_<isa>.cc, nested_<isa>.cc); a table may use those of another instruction set that its
+// CPUs have.
 #if !defined(SLUICE_NESTED_ISA)
 #define SLUICE_NESTED_ISA SLUICE_ISA
 #endif
@@ -19,6 +19,10 @@ void NestedPackActivations(const float* x, ptrdiff_t x_stride, const int32_t* ga
                            int cols, void* packed);
 void NestedMatmul(const NestedMatmulArgs& args);
 int64_t NestedPeakMacs(int64_t iterations, float* sink);
+void Attention(const AttentionArgs& args);
+void MergeAttention(const AttentionArgs& args);
+void KvWrite(KvDType kv_dtype, const float* k, const float* v, int kv_heads, int head_dim, int slot,
+             void* k_block, void* v_block);
 }  // namespace sluice::cpu::SLUICE_NESTED_ISA
 
 namespace sluice::cpu::SLUICE_ISA {
@@ -29,13 +33,13 @@ const Ops kOps = {
     .activation_bytes = ActivationBytes,
     .pack_activations = PackActivations,
     .matmul = Matmul,
-    .attention = Attention,
-    .merge_attention = MergeAttention,
+    .attention = SLUICE_NESTED_ISA::Attention,
+    .merge_attention = SLUICE_NESTED_ISA::MergeAttention,
     .nested_activation_bytes = SLUICE_NESTED_ISA::NestedActivationBytes,
     .nested_pack_activations = SLUICE_NESTED_ISA::NestedPackActivations,
     .nested_matmul = SLUICE_NESTED_ISA::NestedMatmul,
     .nested_peak_macs = SLUICE_NESTED_ISA::NestedPeakMacs,
-    .kv_write = KvWrite,
+    .kv_write = SLUICE_NESTED_ISA::KvWrite,
     .rms_norm = RmsNorm,
     .rope = Rope,
     .silu_mul = SiluMul,

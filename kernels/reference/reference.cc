@@ -42,6 +42,30 @@ void Matmul(DType dtype, const void* w, int rows, int cols, DType activations, c
   }
 }
 
+void KvRounded(KvDType dtype, int group, const float* x, int n, float* out) {
+  if (dtype != KvDType::kQ8) {
+    const DType type = dtype == KvDType::kF32   ? DType::kF32
+                       : dtype == KvDType::kF16 ? DType::kF16
+                                                : DType::kBF16;
+    for (int i = 0; i < n; ++i) out[i] = Rounded(type, x[i]);
+    return;
+  }
+  for (int begin = 0; begin < n; begin += group) {
+    const int end = std::min(n, begin + group);
+    float largest = 0;
+    for (int i = begin; i < end; ++i) largest = std::max(largest, std::fabs(x[i]));
+    // The kernels take the quotient as a product.
+    const float wanted = largest * (1.0f / 127.0f);
+    uint16_t half = F32ToF16(wanted);
+    if (F16ToF32(half) < wanted) ++half;
+    const float scale = F16ToF32(std::min<uint16_t>(half, 0x7bff));
+    for (int i = begin; i < end; ++i) {
+      const float code = scale > 0 ? std::nearbyintf(x[i] * (1.0f / scale)) : 0.0f;
+      out[i] = scale * std::clamp(code, -127.0f, 127.0f);
+    }
+  }
+}
+
 void Attention(const AttentionQuery& a, float* out) {
   std::vector<double> weights;
   double top = a.has_sink ? a.sink_logit : -std::numeric_limits<double>::infinity();

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/common/dtype.h"
+#include "kernels/common/kv_format.h"
 
 namespace sluice::reference {
 
@@ -19,6 +20,10 @@ float Rounded(DType dtype, float value);
 // cols]. activations: the type that x is rounded to first.
 void Matmul(DType dtype, const void* w, int rows, int cols, DType activations, const float* x,
             int tokens, const float* bias, float* y, ptrdiff_t y_stride);
+
+// What a K/V cache of dtype gives back of one head's row x [n]: rounded, and for Q8 quantized in
+// groups of `group` values (kernels/common/kv_format.h). x is finite.
+void KvRounded(KvDType dtype, int group, const float* x, int n, float* out);
 
 // One query over tokens [first_visible, context) of k and v, both [tokens, head_dim] F32.
 struct AttentionQuery {

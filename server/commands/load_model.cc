@@ -19,19 +19,17 @@ namespace {
 namespace fs = std::filesystem;
 
 // model.kv_dtype, with "auto" settled from the type that config.json gives the weights.
-Result<DType> KvDType(const std::string& setting, const ModelFiles& files) {
-  if (setting == "f32") return DType::kF32;
-  if (setting == "f16") return DType::kF16;
-  if (setting == "bf16") return DType::kBF16;
+Result<KvDType> ChooseKvDType(const std::string& setting, const ModelFiles& files) {
+  if (const std::optional<KvDType> dtype = ParseKvDType(setting)) return *dtype;
   const auto text = files.Require(ModelFiles::kConfig);
   if (!text) return text.error();
   const auto json = ParseJson(**text, "config.json");
   if (!json) return json.error();
   for (const char* name : {"dtype", "torch_dtype"}) {
     const auto field = json->find(name);
-    if (field != json->end() && *field == "float32") return DType::kF32;
+    if (field != json->end() && *field == "float32") return KvDType::kF32;
   }
-  return DType::kF16;
+  return KvDType::kF16;
 }
 
 uint64_t WeightBytes(const fs::path& directory) {
@@ -59,7 +57,7 @@ Result<int> WantedContext(const ModelSettings& settings, const ModelConfig& mode
 }
 
 Result<KvPlan> MakeKvPlan(const Config& config, const fs::path& path, const ModelConfig& model,
-                          DType kv_dtype, Logger& log) {
+                          KvDType kv_dtype, Logger& log) {
   const Result<int> wanted = WantedContext(config.model, model);
   if (!wanted) return wanted.error();
   const size_t block_bytes = KvBytesPerBlock(model, kv_dtype);
@@ -82,7 +80,7 @@ Result<KvPlan> MakeKvPlan(const Config& config, const fs::path& path, const Mode
   }
   log.Info("planned the KV cache", {{"blocks", plan.blocks},
                                     {"bytes", static_cast<uint64_t>(plan.blocks) * block_bytes},
-                                    {"dtype", DTypeName(kv_dtype)},
+                                    {"dtype", KvDTypeName(kv_dtype)},
                                     {"context", plan.context},
                                     {"memory_available_bytes", available}});
   return plan;
@@ -91,7 +89,7 @@ Result<KvPlan> MakeKvPlan(const Config& config, const fs::path& path, const Mode
 Result<std::unique_ptr<Model>> LoadModel(const Config& config, const fs::path& path,
                                          const ModelFiles& files, const ModelConfig& architecture,
                                          Logger& log) {
-  const Result<DType> kv_dtype = KvDType(config.model.kv_dtype, files);
+  const Result<KvDType> kv_dtype = ChooseKvDType(config.model.kv_dtype, files);
   if (!kv_dtype) return kv_dtype.error();
   const Result<KvPlan> plan = MakeKvPlan(config, path, architecture, *kv_dtype, log);
   if (!plan) return plan.error();

@@ -1,7 +1,7 @@
 // Measures the kernels against this machine's own rooflines, taken in the same run and interleaved
 // with what they bound: bandwidth from Ops::read_stream, arithmetic from Ops::peak_macs.
 //
-//   bench_kernels [--isa NAME] [--threads N] [--rounds N] [--dtype BF16|F16|F32]
+//   bench_kernels [--isa NAME] [--threads N] [--rounds N] [--dtype BF16|F16|F32|Q8]
 //                 [stream|matmul|nested_stream|nested_matmul|attention|small|pool]...
 //
 // Every figure is the best of the rounds, so that other load on the machine disturbs it least
@@ -151,7 +151,7 @@ void BenchAttention(Bench& b) {
     const char* what;
     int kv_heads, group, head_dim, tokens, context;
   };
-  for (const DType dtype : b.dtypes) {
+  for (const KvDType dtype : b.kv_dtypes) {
     for (const Shape& s :
          {Shape{"decode", 4, 8, 128, 1, 4096}, Shape{"decode", 8, 4, 128, 1, 4096},
           Shape{"decode", 16, 1, 128, 1, 4096}, Shape{"decode", 1, 8, 128, 1, 32768},
@@ -159,8 +159,9 @@ void BenchAttention(Bench& b) {
           Shape{"decode", 2, 4, 32, 1, 512}, Shape{"prefill", 4, 8, 128, 64, 1024},
           Shape{"prefill", 16, 1, 128, 64, 1024}, Shape{"prefill", 2, 4, 32, 64, 512}}) {
       const int blocks = (s.context + 15) / 16;
-      const size_t stride = static_cast<size_t>(s.kv_heads) * 16 * s.head_dim;
-      const size_t bytes = 2 * blocks * stride * DTypeBytes(dtype);
+      const size_t k_bytes = s.kv_heads * KvKeyBytes(dtype, s.head_dim);
+      const size_t block_bytes = k_bytes + s.kv_heads * KvValueBytes(dtype, s.head_dim);
+      const size_t bytes = blocks * block_bytes;
       // Enough copies that decode finds nothing in the caches.
       const int copies = s.tokens == 1 ? static_cast<int>((size_t{192} << 20) / bytes) + 1 : 1;
       const Arena arena(bytes * copies);
@@ -193,8 +194,8 @@ void BenchAttention(Bench& b) {
         AttentionArgs args = {};
         args.kv_dtype = dtype;
         args.k_cache = arena.data();
-        args.v_cache = arena.data() + stride * DTypeBytes(dtype);
-        args.k_block_stride = args.v_block_stride = 2 * stride;
+        args.v_cache = arena.data() + k_bytes;
+        args.k_block_bytes = args.v_block_bytes = block_bytes;
         args.blocks = table.data() + static_cast<size_t>(at) * blocks;
         args.head_dim = s.head_dim;
         args.kv_head = static_cast<int>(head);
@@ -231,7 +232,11 @@ void BenchAttention(Bench& b) {
       };
       float sink = 0;
       int64_t peak_macs = 0;
-      const auto multiply = [&] { peak_macs = b.ops->peak_macs(DType::kF32, 20000, &sink); };
+      // Q8: the 8-bit products of one of its two passes (attention_q8-inl.h).
+      const auto multiply = [&] {
+        peak_macs = dtype == KvDType::kQ8 ? b.ops->nested_peak_macs(20000, &sink)
+                                          : b.ops->peak_macs(DType::kF32, 20000, &sink);
+      };
       // The best read of memory may have found some of it in a cache: decode takes the median.
       const auto best =
           b.Quantile(s.tokens == 1 ? 0.5 : 0, {read, attend, multiply}, b.rounds * 30);
@@ -242,7 +247,7 @@ void BenchAttention(Bench& b) {
       std::printf(
           "attention %-4s %-7s kv heads %2d x %d, head_dim %3d, context %5d: %8.1f us/call, "
           "%5.1f GB/s = %3.0f%% of read, %5.1f GMAC/s = %3.0f%% of peak\n",
-          DTypeName(dtype), s.what, s.kv_heads, s.group, s.head_dim, s.context, best[1] * 1e6,
+          KvDTypeName(dtype), s.what, s.kv_heads, s.group, s.head_dim, s.context, best[1] * 1e6,
           static_cast<double>(bytes) / best[1] * 1e-9, 100 * best[0] / best[1],
           macs / best[1] * 1e-9, 100 * macs / best[1] / (peak * b.threads));
     }
@@ -296,6 +301,7 @@ int Main(int argc, char** argv) {
   Bench bench{ops, threads, rounds, ThreadPool(threads, true)};
   if (!only.empty()) {
     std::erase_if(bench.dtypes, [&](DType dtype) { return only != DTypeName(dtype); });
+    std::erase_if(bench.kv_dtypes, [&](KvDType dtype) { return only != KvDTypeName(dtype); });
   }
   ThreadPool::PinCaller();
   std::printf("isa %s, %d threads\n", ops->name, threads);

@@ -145,7 +145,7 @@ void WriteAll(const std::vector<Tensor>& tensors, const fs::path& path) {
 std::unique_ptr<Model> Load(const fs::path& directory, ForwardObserver* observer) {
   ModelOptions options;
   options.kv_blocks = 32;
-  options.kv_dtype = DType::kF32;
+  options.kv_dtype = KvDType::kF32;
   options.observer = observer;
   auto model = Model::Load(directory, options);
   if (!model) Die(model.error().message);

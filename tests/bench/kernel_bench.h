@@ -52,6 +52,7 @@ struct Bench {
   int rounds;
   ThreadPool pool;
   std::vector<DType> dtypes = {DType::kBF16, DType::kF16, DType::kF32};
+  std::vector<KvDType> kv_dtypes = {KvDType::kBF16, KvDType::kF16, KvDType::kF32, KvDType::kQ8};
 
   // Seconds of several things, taken in turn: of each the one at `quantile` of the rounds.
   std::vector<double> Quantile(double quantile, const std::vector<std::function<void()>>& things,

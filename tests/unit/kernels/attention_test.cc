@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "kernels/cpu/ops.h"
 #include "kernels/reference/reference.h"
@@ -20,7 +21,7 @@ struct Row {
 // A cache of one layer whose blocks are scattered, filled through kv_write, every other slot NaN.
 class Cache {
  public:
-  Cache(const Ops& ops, DType dtype, int kv_heads, int head_dim, int tokens, Numbers& numbers)
+  Cache(const Ops& ops, KvDType dtype, int kv_heads, int head_dim, int tokens, Numbers& numbers)
       : ops_(ops),
         dtype_(dtype),
         kv_heads_(kv_heads),
@@ -28,26 +29,30 @@ class Cache {
         k_(numbers.Vector(static_cast<size_t>(tokens) * kv_heads * head_dim)),
         v_(numbers.Vector(static_cast<size_t>(tokens) * kv_heads * head_dim)) {
     const int blocks = (tokens + 15) / 16;
-    block_elements_ = static_cast<size_t>(kv_heads) * head_dim * 16;
+    k_block_bytes_ = kv_heads * KvKeyBytes(dtype, head_dim);
+    v_block_bytes_ = kv_heads * KvValueBytes(dtype, head_dim);
     // Physical order is reversed with gaps, so that a kernel that ignores the table fails.
     for (int b = 0; b < blocks; ++b) table_.push_back(2 * (blocks - b) - 1);
-    const size_t elements = block_elements_ * (2 * blocks + 1);
-    k_cache_.assign(elements * DTypeBytes(dtype), 0xff);  // all bits set is a NaN in every dtype
-    v_cache_ = k_cache_;
+    k_cache_.emplace(k_block_bytes_ * (2 * blocks + 1));
+    v_cache_.emplace(v_block_bytes_ * (2 * blocks + 1));
+    // All bits set is a NaN in every dtype, and in the scales of Q8.
+    std::memset(k_cache_->data(), 0xff, k_block_bytes_ * (2 * blocks + 1));
+    std::memset(v_cache_->data(), 0xff, v_block_bytes_ * (2 * blocks + 1));
     for (int t = 0; t < tokens; ++t) {
-      const size_t block = table_[t / 16] * block_elements_ * DTypeBytes(dtype);
       const size_t row = static_cast<size_t>(t) * kv_heads * head_dim;
-      ops.kv_write(dtype, &k_[row], &v_[row], kv_heads, head_dim, t % 16, &k_cache_[block],
-                   &v_cache_[block]);
+      ops.kv_write(dtype, &k_[row], &v_[row], kv_heads, head_dim, t % 16,
+                   k_cache_->data() + table_[t / 16] * k_block_bytes_,
+                   v_cache_->data() + table_[t / 16] * v_block_bytes_);
     }
   }
 
   AttentionArgs Args(int kv_head) const {
     AttentionArgs args = {};
     args.kv_dtype = dtype_;
-    args.k_cache = k_cache_.data();
-    args.v_cache = v_cache_.data();
-    args.k_block_stride = args.v_block_stride = block_elements_;
+    args.k_cache = k_cache_->data();
+    args.v_cache = v_cache_->data();
+    args.k_block_bytes = k_block_bytes_;
+    args.v_block_bytes = v_block_bytes_;
     args.blocks = table_.data();
     args.head_dim = head_dim_;
     args.kv_head = kv_head;
@@ -120,13 +125,13 @@ class Cache {
   }
 
   std::vector<float> Expected(const AttentionArgs& args, const float* q, Row row) const {
-    std::vector<float> k, v, out(head_dim_);
+    std::vector<float> k(static_cast<size_t>(row.context) * head_dim_), v(k.size());
+    std::vector<float> out(head_dim_);
     for (int t = 0; t < row.context; ++t) {
-      for (int d = 0; d < head_dim_; ++d) {
-        const size_t at = (static_cast<size_t>(t) * kv_heads_ + args.kv_head) * head_dim_ + d;
-        k.push_back(reference::Rounded(dtype_, k_[at]));
-        v.push_back(reference::Rounded(dtype_, v_[at]));
-      }
+      const size_t at = (static_cast<size_t>(t) * kv_heads_ + args.kv_head) * head_dim_;
+      const size_t to = static_cast<size_t>(t) * head_dim_;
+      reference::KvRounded(dtype_, kKvKeyGroup, &k_[at], head_dim_, &k[to]);
+      reference::KvRounded(dtype_, kKvValueGroup, &v_[at], head_dim_, &v[to]);
     }
     reference::Attention({q, k.data(), v.data(), head_dim_, row.first_visible, row.context,
                           args.scale, args.softcap, args.sink_logit, args.has_sink},
@@ -140,14 +145,17 @@ class Cache {
 
  private:
   const Ops& ops_;
-  DType dtype_;
+  KvDType dtype_;
   int kv_heads_;
   int head_dim_;
   std::vector<float> k_, v_;
-  size_t block_elements_;
+  size_t k_block_bytes_, v_block_bytes_;
   std::vector<int32_t> table_;
-  std::vector<uint8_t> k_cache_, v_cache_;
+  std::optional<Guarded<uint8_t>> k_cache_, v_cache_;
 };
+
+// Q8 rounds queries and weights to 14 bits too.
+double Tolerance(KvDType dtype) { return dtype == KvDType::kQ8 ? 5e-4 : 3e-6; }
 
 double WorstError(const Cache& cache, const AttentionArgs& args, const std::vector<float>& q,
                   const std::vector<Row>& rows, ptrdiff_t stride) {
@@ -167,7 +175,7 @@ TEST_CASE("Attention agrees with the reference and ignores what unused slots hol
           "[kernels][attention]") {
   Numbers numbers(21);
   for (const Ops* ops : AvailableOps()) {
-    for (const DType dtype : kAllDTypes) {
+    for (const KvDType dtype : kAllKvDTypes) {
       for (const int head_dim : {8, 16, 24, 32, 64, 72, 128, 256}) {
         for (const int context : {1, 2, 15, 16, 17, 47, 127, 128, 129, 300}) {
           INFO(Case(*ops, dtype, "head_dim", head_dim) << " context " << context);
@@ -178,7 +186,7 @@ TEST_CASE("Attention agrees with the reference and ignores what unused slots hol
           const std::vector<float> q = numbers.Vector(rows * stride, 4.0f);
           const AttentionArgs args = cache.Args(1);
           const std::vector<Row> all(rows, Row{0, context});
-          CHECK(WorstError(cache, args, q, all, stride) < 3e-6);
+          CHECK(WorstError(cache, args, q, all, stride) < Tolerance(dtype));
         }
       }
     }
@@ -189,7 +197,7 @@ TEST_CASE("Attention honours causal chunks, windows, softcap and sinks", "[kerne
   Numbers numbers(22);
   const int head_dim = 48, context = 333;
   for (const Ops* ops : AvailableOps()) {
-    for (const DType dtype : kAllDTypes) {
+    for (const KvDType dtype : kAllKvDTypes) {
       INFO(Case(*ops, dtype, "context", context));
       Cache cache(*ops, dtype, 1, head_dim, context, numbers);
       AttentionArgs args = cache.Args(0);
@@ -199,15 +207,15 @@ TEST_CASE("Attention honours causal chunks, windows, softcap and sinks", "[kerne
         window.push_back({context - 36 + i - 70, context - 36 + i});
       }
       const std::vector<float> q = numbers.Vector(37 * head_dim, 6.0f);
-      CHECK(WorstError(cache, args, q, causal, head_dim) < 3e-6);
-      CHECK(WorstError(cache, args, q, window, head_dim) < 3e-6);
+      CHECK(WorstError(cache, args, q, causal, head_dim) < Tolerance(dtype));
+      CHECK(WorstError(cache, args, q, window, head_dim) < Tolerance(dtype));
       args.softcap = 2.5f;
-      CHECK(WorstError(cache, args, q, causal, head_dim) < 3e-6);
+      CHECK(WorstError(cache, args, q, causal, head_dim) < Tolerance(dtype));
       args.has_sink = true;
       for (const float sink : {-4.0f, 0.5f, 30.0f}) {
         args.sink_logit = sink;
-        CHECK(WorstError(cache, args, q, causal, head_dim) < 3e-6);
-        CHECK(WorstError(cache, args, q, window, head_dim) < 3e-6);
+        CHECK(WorstError(cache, args, q, causal, head_dim) < Tolerance(dtype));
+        CHECK(WorstError(cache, args, q, window, head_dim) < Tolerance(dtype));
       }
       // The pool may have given away the blocks that no window reaches any more.
       const std::vector<float> before = cache.Attend(args, q, window, head_dim);
@@ -226,7 +234,7 @@ TEST_CASE("A query row gets the same bytes whatever rows it is grouped with",
           "[kernels][attention]") {
   Numbers numbers(23);
   for (const Ops* ops : AvailableOps()) {
-    for (const DType dtype : kAllDTypes) {
+    for (const KvDType dtype : kAllKvDTypes) {
       for (const int head_dim : {40, 128}) {
         INFO(Case(*ops, dtype, "head_dim", head_dim));
         const int context = 290;
@@ -263,9 +271,12 @@ TEST_CASE("Parts of a long context done apart and merged give the same bytes as 
   Numbers numbers(25);
   const int context = 3 * kAttentionPartTokens + 77;
   for (const Ops* ops : AvailableOps()) {
-    for (const int head_dim : {24, 64}) {
-      INFO(Case(*ops, DType::kF16, "head_dim", head_dim));
-      const Cache cache(*ops, DType::kF16, 1, head_dim, context, numbers);
+    for (const auto& [dtype, head_dim] : {std::pair(KvDType::kF16, 24),
+                                          {KvDType::kF16, 64},
+                                          {KvDType::kQ8, 24},
+                                          {KvDType::kQ8, 128}}) {
+      INFO(Case(*ops, dtype, "head_dim", head_dim));
+      const Cache cache(*ops, dtype, 1, head_dim, context, numbers);
       AttentionArgs args = cache.Args(0);
       std::vector<Row> rows = {{0, context},
                                {0, 1},
@@ -282,7 +293,7 @@ TEST_CASE("Parts of a long context done apart and merged give the same bytes as 
         const std::vector<float> whole = cache.Attend(args, q, rows, head_dim);
         const std::vector<float> merged = cache.AttendInParts(args, q, rows);
         REQUIRE(std::memcmp(whole.data(), merged.data(), whole.size() * sizeof(float)) == 0);
-        CHECK(WorstError(cache, args, q, rows, head_dim) < 3e-6);
+        CHECK(WorstError(cache, args, q, rows, head_dim) < Tolerance(dtype));
       }
     }
   }
@@ -292,7 +303,7 @@ TEST_CASE("Attention stays finite when scores are far apart", "[kernels][attenti
   Numbers numbers(24);
   for (const Ops* ops : AvailableOps()) {
     INFO(ops->name);
-    const Cache cache(*ops, DType::kF32, 1, 64, 200, numbers);
+    const Cache cache(*ops, KvDType::kF32, 1, 64, 200, numbers);
     AttentionArgs args = cache.Args(0);
     args.scale = 300.0f;
     const std::vector<float> q = numbers.Vector(5 * 64, 3.0f);

@@ -120,7 +120,8 @@ TEST_CASE("Every table widens and rounds 16-bit floats exactly as the portable c
       wrong = 0;
       std::vector<uint16_t> k(16 * 16), v(16 * 16);
       for (size_t i = 0; i + 16 <= values.size(); i += 16) {
-        ops->kv_write(dtype, &values[i], &values[i], 1, 16, 5, k.data(), v.data());
+        ops->kv_write(dtype == DType::kF16 ? KvDType::kF16 : KvDType::kBF16, &values[i], &values[i],
+                      1, 16, 5, k.data(), v.data());
         for (int j = 0; j < 16; ++j) {
           const float x = values[i + j];
           const uint16_t expected = dtype == DType::kF16 ? F32ToF16(x) : F32ToBf16(x);

@@ -22,6 +22,8 @@ inline std::vector<const Ops*> AvailableOps() {
 }
 
 inline constexpr DType kAllDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+inline constexpr KvDType kAllKvDTypes[] = {KvDType::kF32, KvDType::kF16, KvDType::kBF16,
+                                           KvDType::kQ8};
 
 // Rounds activations for this table and weight type? (ops.h, "Packed activations".)
 inline DType ActivationRounding(const Ops& ops, DType weight_dtype) {
@@ -62,6 +64,7 @@ class Guarded {
     start_ = kGuard + (64 - address % 64) % 64 + misalign;
   }
   T* data() { return reinterpret_cast<T*>(raw_.data() + start_); }
+  const T* data() const { return reinterpret_cast<const T*>(raw_.data() + start_); }
   void Assign(const std::vector<T>& values) { std::memcpy(data(), values.data(), bytes_); }
   bool Intact() const {
     for (size_t i = 0; i < raw_.size(); ++i) {
@@ -94,6 +97,11 @@ inline std::vector<uint8_t> Encoded(DType dtype, const std::vector<float>& value
 
 inline std::string Case(const Ops& ops, DType dtype, const char* what, long long value) {
   return std::string(ops.name) + " " + DTypeName(dtype) + " " + what + " " + std::to_string(value);
+}
+
+inline std::string Case(const Ops& ops, KvDType dtype, const char* what, long long value) {
+  return std::string(ops.name) + " " + KvDTypeName(dtype) + " " + what + " " +
+         std::to_string(value);
 }
 
 }  // namespace sluice::cpu

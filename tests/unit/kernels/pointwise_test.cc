@@ -132,44 +132,6 @@ TEST_CASE("SiLU is right at the ends of the range", "[kernels][pointwise]") {
   }
 }
 
-TEST_CASE("A KV slot is written in its place and nowhere else", "[kernels][pointwise]") {
-  Numbers numbers(33);
-  for (const Ops* ops : AvailableOps()) {
-    for (const DType dtype : kAllDTypes) {
-      for (const int head_dim : {8, 16, 24, 128}) {
-        INFO(Case(*ops, dtype, "head_dim", head_dim));
-        const int heads = 3, slot = numbers.Below(16);
-        const std::vector<float> k = numbers.Vector(heads * head_dim);
-        const std::vector<float> v = numbers.Vector(heads * head_dim);
-        const size_t bytes = static_cast<size_t>(heads) * head_dim * 16 * DTypeBytes(dtype);
-        Guarded<uint8_t> k_block(bytes), v_block(bytes);
-        k_block.Assign(std::vector<uint8_t>(bytes, 0));
-        v_block.Assign(std::vector<uint8_t>(bytes, 0));
-        ops->kv_write(dtype, k.data(), v.data(), heads, head_dim, slot, k_block.data(),
-                      v_block.data());
-        CHECK(k_block.Intact());
-        CHECK(v_block.Intact());
-        int wrong = 0;
-        for (int h = 0; h < heads; ++h) {
-          for (int d = 0; d < head_dim; ++d) {
-            for (int t = 0; t < 16; ++t) {
-              const int64_t k_at = (static_cast<int64_t>(h) * head_dim + d) * 16 + t;
-              const int64_t v_at = (static_cast<int64_t>(h) * 16 + t) * head_dim + d;
-              const float want_k =
-                  t == slot ? reference::Rounded(dtype, k[h * head_dim + d]) : 0.0f;
-              const float want_v =
-                  t == slot ? reference::Rounded(dtype, v[h * head_dim + d]) : 0.0f;
-              wrong += reference::Element(dtype, k_block.data(), k_at) != want_k;
-              wrong += reference::Element(dtype, v_block.data(), v_at) != want_v;
-            }
-          }
-        }
-        CHECK(wrong == 0);
-      }
-    }
-  }
-}
-
 TEST_CASE("Conversion to F32 takes any length and alignment", "[kernels][pointwise]") {
   Numbers numbers(34);
   for (const Ops* ops : AvailableOps()) {

@@ -1,6 +1,8 @@
 // A token's logits do not depend on its company: the other sequences of the step, how the prompt
 // was chunked, the number of threads, the blocks that hold its context.
+#include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "tests/support/catch.h"
 #include "tests/unit/model/golden.h"
@@ -37,11 +39,13 @@ bool SameBytes(std::span<const float> a, std::span<const float> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
 }
 
-std::unique_ptr<Model> LoadOn(const Golden& golden, cpu::Isa isa, int threads) {
+std::unique_ptr<Model> LoadOn(const Golden& golden, cpu::Isa isa, int threads,
+                              std::optional<KvDType> kv_dtype = {}) {
   ModelOptions options = SmallOptions();
   options.isa = isa;
   options.threads = threads;
   options.max_batch_tokens = 1024;
+  options.kv_dtype = kv_dtype;
   return LoadOrFail(golden.directory, options);
 }
 
@@ -126,16 +130,42 @@ TEST_CASE("A token's logits are the same bytes in any company", "[model]") {
   }
 }
 
+TEST_CASE("With 8-bit keys and values, logits are near and the same bytes in any company",
+          "[model]") {
+  for (const char* name : {"qwen3_moe", "qwen2_moe_sliding", "olmoe_bf16"}) {
+    const Golden golden = LoadGolden(name);
+    for (const cpu::Isa isa : UsableIsas()) {
+      const std::vector<float> exact = Alone(*LoadOn(golden, isa, 1), golden);
+      const std::vector<float> expected = Alone(*LoadOn(golden, isa, 1, KvDType::kQ8), golden);
+      const auto model = LoadOn(golden, isa, 3, KvDType::kQ8);
+      INFO(name << " on " << model->isa());
+      CHECK(!SameBytes(expected, exact));
+      double errors = 0, squares = 0;
+      for (size_t i = 0; i < exact.size(); ++i) {
+        errors += std::pow(static_cast<double>(expected[i]) - exact[i], 2);
+        squares += std::pow(static_cast<double>(exact[i]), 2);
+      }
+      // Loose: one close choice of expert that falls otherwise is worth percents here.
+      CHECK(std::sqrt(errors / squares) < 0.1);
+      CHECK(SameBytes(Alone(*model, golden), expected));
+      ChunksAgree(*model, golden, expected);
+      for (const int others : {1, 7}) CompanyAgrees(*model, golden, others, expected);
+    }
+  }
+}
+
 TEST_CASE("A reused KV block's old contents never reach a result", "[model]") {
   const Golden golden = LoadGolden("qwen3_moe");
-  const auto model = LoadOn(golden, cpu::Isa::kAuto, 2);
-  const std::vector<float> expected = Alone(*model, golden);
-  // Another sequence leaves its keys in the same blocks, past the end of ours.
-  TestSequence other(0, 8);
-  std::vector<int32_t> tokens(100, 3);
-  const SequenceChunk chunk = other.Chunk(tokens, LogitRows::kNone);
-  CHECK(model->Forward({&chunk, 1}).empty());
-  CHECK(SameBytes(Alone(*model, golden), expected));
+  for (const KvDType kv_dtype : {KvDType::kF32, KvDType::kQ8}) {
+    const auto model = LoadOn(golden, cpu::Isa::kAuto, 2, kv_dtype);
+    const std::vector<float> expected = Alone(*model, golden);
+    // Another sequence leaves its keys in the same blocks, past the end of ours.
+    TestSequence other(0, 8);
+    std::vector<int32_t> tokens(100, 3);
+    const SequenceChunk chunk = other.Chunk(tokens, LogitRows::kNone);
+    CHECK(model->Forward({&chunk, 1}).empty());
+    CHECK(SameBytes(Alone(*model, golden), expected));
+  }
 }
 
 }  // namespace sluice::testing

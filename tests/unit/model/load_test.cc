@@ -147,13 +147,19 @@ TEST_CASE("A loaded model resolves its options and counts its bytes", "[model]")
   const ModelConfig& config = model->config();
   CHECK(model->options().threads >= 1);
   CHECK(model->options().max_context == config.max_positions);
-  CHECK(model->options().kv_dtype == DType::kF16);
+  CHECK(model->options().kv_dtype == KvDType::kF16);
   CHECK(model->weight_dtype() == DType::kBF16);
 
   const ModelFootprint footprint = model->footprint();
-  CHECK(footprint.kv_bytes_per_block == KvBytesPerBlock(config, DType::kF16));
+  CHECK(footprint.kv_bytes_per_block == KvBytesPerBlock(config, KvDType::kF16));
   CHECK(footprint.kv_bytes_per_block ==
         size_t{2} * config.layers.size() * config.kv_heads * config.head_dim * kKvBlockTokens * 2);
+  // 8 bits, scales of 16 bits per 32 keys and 64 values of a token, filled up to 64 bytes.
+  ModelConfig wide = config;
+  wide.head_dim = 128;
+  wide.kv_heads = 3;
+  CHECK(KvBytesPerBlock(wide, KvDType::kQ8) ==
+        wide.layers.size() * 3 * 16 * (128 + 4 * 2 + 128 + 2 * 2));
   const int64_t expert_macs = int64_t{3} * config.hidden * config.expert_intermediate;
   CHECK(footprint.expert_macs_per_token ==
         expert_macs * config.router.experts_per_token * config.num_layers());
