@@ -82,6 +82,9 @@ Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, const Model
   roofline.f32_macs_per_second = floats(DType::kF32);
   roofline.macs_per_second = model.nested_weights() ? MeasureMacs(pool, ops.nested_peak_macs)
                                                     : floats(model.weight_dtype());
+  roofline.attention_macs_per_second = model.options().kv_dtype == KvDType::kQ8
+                                           ? MeasureMacs(pool, ops.nested_peak_macs)
+                                           : roofline.f32_macs_per_second;
   return roofline;
 }
 
@@ -110,8 +113,8 @@ class StepLog {
 // What a step must move and compute at least.
 struct StepCost {
   double bytes = 0;
-  double macs = 0;            // of the weights' type
-  double attention_macs = 0;  // F32
+  double macs = 0;  // of the weights' type
+  double attention_macs = 0;
 };
 
 class CostModel {
@@ -142,7 +145,7 @@ class CostModel {
   }
   double ArithmeticSeconds(const StepCost& cost) const {
     return cost.macs / roofline_.macs_per_second +
-           cost.attention_macs / roofline_.f32_macs_per_second;
+           cost.attention_macs / roofline_.attention_macs_per_second;
   }
 
  private:
@@ -300,6 +303,7 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   model_options.kv_blocks = blocks_per_stream * options.streams;
   model_options.expert_bits = options.expert_bits;
   model_options.activation_bits = options.activation_bits;
+  model_options.kv_dtype = options.kv_dtype;
   say("loading " + options.model.string());
   const auto load_start = Clock::now();
   Result<std::unique_ptr<Model>> model = Model::Load(options.model, model_options);
@@ -312,6 +316,7 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   report.isa = (*model)->isa();
   report.footprint = (*model)->footprint();
   report.weight_dtype = WeightName(**model);
+  report.kv_dtype = KvDTypeName(*(*model)->options().kv_dtype);
   {
     say("measuring memory bandwidth and arithmetic");
     cpu::ThreadPool pool((*model)->options().threads);

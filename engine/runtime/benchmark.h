@@ -32,7 +32,8 @@ struct BenchmarkOptions {
   int repeats = 5;     // of each test, after one warm-up
   cpu::Isa isa = cpu::Isa::kAuto;
   int activation_bits = 8;
-  int expert_bits = 0;  // packs: precision of routed experts; 0: all there is
+  std::optional<KvDType> kv_dtype;  // default: as ModelOptions
+  int expert_bits = 0;              // packs: precision of routed experts; 0: all there is
   int prefill_chunk = 512;
   uint64_t seed = 1;
   // Called with a sentence as phases begin; may be empty.
@@ -41,8 +42,10 @@ struct BenchmarkOptions {
 
 struct Roofline {
   double read_bytes_per_second = 0;
-  double macs_per_second = 0;      // of the weights' type; 8-bit integers for bit-nested ones
-  double f32_macs_per_second = 0;  // attention computes in F32
+  double macs_per_second = 0;  // of the weights' type; 8-bit integers for bit-nested ones
+  double f32_macs_per_second = 0;
+  // Attention computes in F32, and with a Q8 cache in 8-bit integers.
+  double attention_macs_per_second = 0;
 };
 
 struct BenchmarkRow {
@@ -60,7 +63,7 @@ struct BenchmarkRow {
 struct BenchmarkReport {
   std::vector<BenchmarkRow> rows;
   Roofline roofline;
-  std::string model, isa, weight_dtype;
+  std::string model, isa, weight_dtype, kv_dtype;
   double load_seconds = 0;
   size_t peak_rss_bytes = 0;
   ModelFootprint footprint;

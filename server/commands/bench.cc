@@ -27,7 +27,7 @@ Examples:
 
 struct Arguments {
   BenchmarkOptions options;
-  std::string model, cache_directory, isa = "auto";
+  std::string model, cache_directory, isa = "auto", kv_dtype = "auto";
   bool json = false;
 };
 
@@ -36,6 +36,7 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
           {"model", report.model},
           {"weight_dtype", report.weight_dtype},
           {"cpu_isa", report.isa},
+          {"kv_dtype", report.kv_dtype},
           {"prompt", row.prompt},
           {"generate", row.generate},
           {"streams", row.streams},
@@ -57,10 +58,11 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
 }
 
 void PrintTable(const BenchmarkReport& report) {
-  std::printf("%s: %s weights, %.1f MB, loaded in %.2f s; %s; peak resident memory %.0f MB\n",
-              report.model.c_str(), report.weight_dtype.c_str(),
-              report.footprint.weight_bytes / 1e6, report.load_seconds, report.isa.c_str(),
-              report.peak_rss_bytes / 1e6);
+  std::printf(
+      "%s: %s weights, %.1f MB, loaded in %.2f s; %s KV cache; %s; peak resident memory %.0f MB\n",
+      report.model.c_str(), report.weight_dtype.c_str(), report.footprint.weight_bytes / 1e6,
+      report.load_seconds, report.kv_dtype.c_str(), report.isa.c_str(),
+      report.peak_rss_bytes / 1e6);
   std::printf("this machine: memory read %.1f GB/s, arithmetic %.0f Gmac/s in %s, %.0f in F32\n\n",
               report.roofline.read_bytes_per_second / 1e9, report.roofline.macs_per_second / 1e9,
               report.weight_dtype.c_str(), report.roofline.f32_macs_per_second / 1e9);
@@ -77,6 +79,12 @@ int Run(const Arguments& arguments) {
   BenchmarkOptions options = arguments.options;
   if (!cpu::ParseIsa(arguments.isa.c_str(), &options.isa)) {
     std::fprintf(stderr, "sluice bench: unknown --cpu-isa %s\n", arguments.isa.c_str());
+    return kExitUsage;
+  }
+  options.kv_dtype = ParseKvDType(arguments.kv_dtype);
+  if (!options.kv_dtype && arguments.kv_dtype != "auto") {
+    std::fprintf(stderr, "sluice bench: unknown --kv-dtype %s; use auto, f32, f16, bf16 or q8\n",
+                 arguments.kv_dtype.c_str());
     return kExitUsage;
   }
   if (isatty(STDERR_FILENO)) {
@@ -130,6 +138,10 @@ void AddBench(CLI::App& app, int* exit_code) {
   command
       ->add_option("--activation-bits", o.activation_bits,
                    "Inputs of bit-nested weights: 8 or 16 bits")
+      ->capture_default_str();
+  command
+      ->add_option("--kv-dtype", arguments->kv_dtype,
+                   "Format of keys and values: auto, f32, f16, bf16, q8")
       ->capture_default_str();
   command->add_option("--cache-dir", arguments->cache_directory,
                       "Where packs made of GGUF files are kept; default: the user's cache");

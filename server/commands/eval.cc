@@ -31,10 +31,11 @@ the share of positions where both prefer the same token, and the relative error 
 Examples:
   sluice eval --model deploy/demo-model --text tests/data/heldout/stories.txt
   sluice eval --model model.sluice --reference DIR --text FILE --precision 3
+  sluice eval --model DIR --reference DIR --text FILE --kv-dtype q8
   sluice eval --model DIR --tasks tests/data/tasks/*.jsonl --json)";
 
 struct Arguments {
-  std::string model, reference, text, cache_directory, isa = "auto";
+  std::string model, reference, text, cache_directory, isa = "auto", kv_dtype = "auto";
   std::vector<std::string> tasks;
   int context = 0, stride = 0, threads = 0, streams = 16, precision = 0, activation_bits = 8;
   bool json = false;
@@ -51,8 +52,9 @@ struct OpenedModel {
   std::unique_ptr<Model> model;
 };
 
-Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, const std::string& name,
-                              int streams) {
+// The reference is opened at its best: precision, activations and KV cache are settings of --model.
+Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, bool is_reference, int streams) {
+  const std::string& name = is_reference ? a.reference : a.model;
   ModelPathOptions path_options;
   path_options.cache_directory = CacheDirectory(a.cache_directory);
   path_options.threads = a.threads;
@@ -76,7 +78,8 @@ Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, const std::strin
   options.max_context = std::min(config->max_positions, std::max(a.context, 2048));
   // Every stream may hold a whole context.
   options.kv_blocks = streams * (options.max_context / kKvBlockTokens + 2);
-  if (name == a.model) {
+  if (!is_reference) {
+    options.kv_dtype = ParseKvDType(a.kv_dtype);
     options.expert_bits = a.precision;
     options.activation_bits = a.activation_bits;
   }
@@ -87,7 +90,7 @@ Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, const std::strin
 
 Result<Divergence> Compare(const Arguments& a, cpu::Isa isa, OpenedModel& model,
                            const std::string& text) {
-  Result<OpenedModel> reference = OpenModel(a, isa, a.reference, 1);
+  Result<OpenedModel> reference = OpenModel(a, isa, true, 1);
   if (!reference) return WithContext(a.reference, reference.error());
   const std::vector<int32_t> tokens = model.tokenizer->Encode(text);
   if (tokens != reference->tokenizer->Encode(text)) {
@@ -104,6 +107,9 @@ Result<Divergence> Compare(const Arguments& a, cpu::Isa isa, OpenedModel& model,
 Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskReport::Miss>* misses) {
   cpu::Isa isa = cpu::Isa::kAuto;
   if (!cpu::ParseIsa(a.isa.c_str(), &isa)) return InvalidArgument("unknown --cpu-isa " + a.isa);
+  if (a.kv_dtype != "auto" && !ParseKvDType(a.kv_dtype)) {
+    return InvalidArgument("unknown --kv-dtype " + a.kv_dtype + "; use auto, f32, f16, bf16 or q8");
+  }
   if (a.text.empty() && a.tasks.empty()) return InvalidArgument("give --text, --tasks or both");
   if (!a.reference.empty() && a.text.empty()) return InvalidArgument("--reference needs --text");
   if (a.streams < 1) return InvalidArgument("--streams must be at least 1");
@@ -120,7 +126,7 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     items.insert(items.end(), read->begin(), read->end());
   }
 
-  Result<OpenedModel> opened = OpenModel(a, isa, a.model, a.streams);
+  Result<OpenedModel> opened = OpenModel(a, isa, false, a.streams);
   if (!opened) return WithContext(a.model, opened.error());
   const std::shared_ptr<const Tokenizer> tokenizer = opened->tokenizer;
 
@@ -224,6 +230,10 @@ void AddEval(CLI::App& app, int* exit_code) {
   command
       ->add_option("--activation-bits", arguments->activation_bits,
                    "Inputs of bit-nested weights: 8 or 16 bits")
+      ->capture_default_str();
+  command
+      ->add_option("--kv-dtype", arguments->kv_dtype,
+                   "Format of keys and values: auto, f32, f16, bf16, q8")
       ->capture_default_str();
   command->add_option("--cache-dir", arguments->cache_directory,
                       "Where packs made of GGUF files are kept; default: the user's cache");

@@ -177,8 +177,9 @@ const std::array kSettings = {
             SLUICE_FIELD(model.kv_dtype),
             0,
             0,
-            {"auto", "f32", "f16", "bf16"},
-            "Element type of keys and values; auto: f32 for F32 weights, otherwise f16."},
+            {"auto", "f32", "f16", "bf16", "q8"},
+            "Format of keys and values; auto: f32 for F32 weights, otherwise f16. q8: 8 bits with "
+            "scales, about half the memory of f16."},
     Setting{"model",
             "cache_dir",
             "--cache-dir",

@@ -52,6 +52,8 @@ def test_the_demo_model_still_solves_its_tasks(tmp_path):
     (["serve", "--model", str(DEMO_MODEL), "--port", "99999"], ["port"]),
     (["bench", "--model", str(DEMO_MODEL), "--prompt", "0"], ["prompt"]),
     (["eval", "--model", str(DEMO_MODEL), "--text", "/nowhere.txt"], ["/nowhere.txt"]),
+    (["eval", "--model", str(DEMO_MODEL), "--text", "/nowhere.txt", "--kv-dtype", "q4"], ["--kv-dtype", "q4", "q8"]),
+    (["bench", "--model", str(DEMO_MODEL), "--kv-dtype", "q4"], ["--kv-dtype", "q4", "q8"]),
 ])
 def test_a_wrong_argument_is_refused_with_its_name(arguments, words):
     done = sluice(*arguments, check=False)

@@ -85,6 +85,7 @@ TEST_CASE("A wrong type or range names the key, the file and the line", "[config
     CHECK(error.starts_with("t.toml:3: server."));
   }
   CHECK(Contains(ErrorOf("[log]\nlevel = \"loud\"\n"), "one of debug, info"));
+  CHECK(Contains(ErrorOf("[model]\nkv_dtype = \"q4\"\n"), "one of auto, f32, f16, bf16, q8"));
   CHECK(Contains(ErrorOf("[metrics]\ncompat = [\"statsd\"]\n"), "vllm, llamacpp"));
   CHECK(ErrorOf("[server\n").starts_with("t.toml:1"));
   CHECK(ErrorOf("[server]\nport = 1\nport = 2\n").starts_with("t.toml:3"));
