@@ -2,38 +2,8 @@
 
 #include "engine/base/check.h"
 #include "engine/convert/quantizer.h"
-#include "kernels/common/half.h"
 
 namespace sluice {
-namespace {
-
-// The scale and minimum that a group's fields stand for.
-struct Affine {
-  float scale;
-  float min;
-};
-Affine AffineOf(NestedFormat format, const NestedPanel& panel, int group, int row) {
-  const size_t at = static_cast<size_t>(group) * kNestedRows + row;
-  const size_t super =
-      static_cast<size_t>(group) * format.group / kNestedSuperCols * kNestedRows + row;
-  switch (format.scales) {
-    case ScaleKind::kF16:
-      return {F16ToF32(panel.scale[at]), 0};
-    case ScaleKind::kF16Min:
-      return {F16ToF32(panel.scale[at]), F16ToF32(panel.min[at])};
-    case ScaleKind::kU8Min:
-      return {F16ToF32(panel.super_scale[super]) * static_cast<float>(panel.scale[at]),
-              -(F16ToF32(panel.super_min[super]) * static_cast<float>(panel.min[at]))};
-    case ScaleKind::kI8:
-      break;
-  }
-  return {F16ToF32(panel.super_scale[super]) *
-              static_cast<float>(static_cast<int8_t>(panel.scale[at] & 0xff)),
-          0};
-}
-
-}  // namespace
-
 LevelFit::LevelFit(NestedFormat format)
     : format_(format), sums_(static_cast<size_t>(NestedPlanes(format.bits) - 1)) {}
 
@@ -44,7 +14,7 @@ void LevelFit::Add(const InputStatistics& statistics, const float* rows, int row
     const float* weights = rows + static_cast<ptrdiff_t>(r) * cols;
     const uint8_t* codes = panel.codes.data() + static_cast<size_t>(r) * padded;
     for (int begin = 0; begin < cols; begin += format_.group) {
-      const Affine affine = AffineOf(format_, panel, begin / format_.group, r);
+      const NestedAffine affine = NestedAffineOf(format_, panel, begin / format_.group, r);
       const int end = std::min<int>(begin + format_.group, cols);
       for (size_t l = 0; l < sums_.size(); ++l) {
         const int dropped = format_.bits - NestedPrecision(format_.bits, static_cast<int>(l) + 1);

@@ -114,12 +114,9 @@ bool HasMin(NestedFormat f) {
   return f.scales == ScaleKind::kU8Min || f.scales == ScaleKind::kF16Min;
 }
 
-// Scale and minimum of one group and row.
-struct Affine {
-  float scale;
-  float min;
-};
-Affine AffineOf(NestedFormat f, const NestedPanel& panel, int group, int row) {
+}  // namespace
+
+NestedAffine NestedAffineOf(NestedFormat f, const NestedPanel& panel, int group, int row) {
   const size_t at = static_cast<size_t>(group) * kNestedRows + row;
   const size_t super = static_cast<size_t>(group) * f.group / kNestedSuperCols * kNestedRows + row;
   switch (f.scales) {
@@ -136,8 +133,6 @@ Affine AffineOf(NestedFormat f, const NestedPanel& panel, int group, int row) {
   const auto steps = static_cast<int8_t>(panel.scale[at] & 0xff);
   return {F16ToF32(panel.super_scale[super]) * static_cast<float>(steps), 0};
 }
-
-}  // namespace
 
 void NestedPanel::Resize(NestedFormat format, int cols) {
   const auto supers = static_cast<size_t>(HasSupers(format) ? NestedSupers(cols) : 0);
@@ -241,7 +236,7 @@ void DequantizeNested(NestedFormat format, int cols, const std::byte* const* pla
     const uint8_t* codes = panel.codes.data() + row * row_codes;
     float* to = out + static_cast<size_t>(i) * cols;
     for (int begin = 0, group = 0; begin < cols; begin += format.group, ++group) {
-      const Affine affine = AffineOf(format, panel, group, row);
+      const NestedAffine affine = NestedAffineOf(format, panel, group, row);
       const int end = std::min<int>(begin + format.group, cols);
       for (int k = begin; k < end; ++k) {
         const auto q = static_cast<float>(codes[k] >> dropped);

@@ -147,6 +147,13 @@ struct NestedPanel {
   void Resize(NestedFormat format, int cols);
 };
 
+// Scale and offset of a group in row `row` of a panel: the s and m of the formula above.
+struct NestedAffine {
+  float scale;
+  float min;
+};
+NestedAffine NestedAffineOf(NestedFormat format, const NestedPanel& panel, int group, int row);
+
 // Writes panel `panel` of a matrix: its part of each plane, planes[i] being the start of plane i of
 // the matrix. REQUIRES: fields sized as by Resize, ValidNestedFormat(format).
 void EncodeNestedPanel(NestedFormat format, int cols, const NestedPanel& source, int panel,
