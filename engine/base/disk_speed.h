@@ -23,10 +23,10 @@ struct DiskSpeed {
   std::string method;             // "io_uring" or "threads"
 };
 
-// Places are spread over the whole file at random and never read twice, so that neither the page
-// cache nor a disk's own read-ahead flatters it; a file shorter than what can be read in the time
-// is read once. Memory: depth * piece_bytes. Errors: kNotFound, kIo; kInvalidArgument when the file
-// is shorter than a piece.
+// Places are spread over the whole file at random, four pieces in a row, and never read twice, so
+// that neither the page cache nor a disk's own read-ahead flatters it; a file shorter than what can
+// be read in the time is read once. Memory: 34 MiB while it runs. Errors: kNotFound, kIo;
+// kInvalidArgument when the file is shorter than a piece.
 Result<DiskSpeed> MeasureDisk(const std::filesystem::path& path,
                               const DiskSpeedOptions& options = {});
 
