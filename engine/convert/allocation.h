@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "engine/base/result.h"
-#include "engine/experts/expert_weights.h"
+#include "engine/experts/expert_id.h"
 
 namespace sluice {
 

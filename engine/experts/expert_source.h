@@ -5,8 +5,8 @@
 //
 //   source->Begin(layer, demands);
 //   for (;;) {
-//     std::span<const ReadyExpert> ready = source->Next();   // waits for one that has landed
-//     if (ready.empty()) break;                              // every demand was handed over
+//     std::span<const ReadyExpert> ready = source->Next(/*wait=*/true);
+//     if (ready.empty()) break;   // every demand was handed over
 //     ... compute with ready[i].weights ...
 //   }
 //   source->End();
@@ -47,14 +47,19 @@ class ExpertSource {
   // come from.
   virtual void Begin(int layer, std::span<const ExpertDemand> demands,
                      const RoutedTokens& routed) = 0;
-  virtual std::span<const ReadyExpert> Next() = 0;
+  // Demands that can be computed now. wait: sleeps until there is one, unless all were handed over;
+  // otherwise may return nothing.
+  virtual std::span<const ReadyExpert> Next(bool wait) = 0;
   virtual void End() = 0;
 
-  // How many layers ahead gate scores are wanted for a step of `tokens` tokens; 0: none.
-  virtual int horizon(int /*tokens*/) const { return 0; }
-  // Between Begin and the first Next: the gate of `layer`, from the input of the layer that is
-  // open.
-  virtual void Predict(int /*layer*/, const GateScores& /*scores*/) {}
+  // Around all layers of a step with `tokens` tokens.
+  virtual void BeginStep(int /*tokens*/) {}
+  virtual void EndStep() {}
+
+  // How many layers ahead gate scores are wanted in this step; 0: none.
+  virtual int horizon() const { return 0; }
+  // Between Begin and the first Next: the gate of `layer`, from the input of the open layer.
+  virtual void Predict(int /*layer*/, int /*distance*/, const GateScores& /*scores*/) {}
 };
 
 }  // namespace sluice

@@ -2,7 +2,8 @@
 // added to the residual stream. One MoeRunner serves all layers; it owns the buffers of a step.
 //
 // A token's output is the sum over its slots, in slot order: the chosen experts from the most to
-// the least probable, then the shared expert. Routing is in F32 whatever the weights are.
+// the least probable, then the shared expert. Routing is in F32 whatever the weights are. Experts
+// are computed in the order in which their weights arrive, which changes no result.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 
 #include "engine/arch/model_config.h"
 #include "engine/base/result.h"
+#include "engine/experts/expert_source.h"
 #include "engine/experts/expert_weights.h"
 #include "engine/experts/forward_observer.h"
 #include "engine/experts/router.h"
@@ -24,6 +26,16 @@ struct MoeWeights {
   ExpertWeights dense;          // dense layers only
   ExpertWeights shared;         // empty: no shared expert
   PackedMatrix shared_gate;     // [1, hidden] F32; empty: the shared expert has weight 1
+};
+
+// The tokens of a step, as one layer sees them.
+struct LayerTokens {
+  int count = 0;
+  const int64_t* streams = nullptr;  // [count] names each token's sequence from step to step
+  // [count] set to 1 for tokens that needed an expert that cannot be had: their results are
+  // meaningless, those of all others are not touched by it. `error` receives the first reason.
+  uint8_t* failed = nullptr;
+  Error* error = nullptr;
 };
 
 struct MoeStats {
@@ -41,9 +53,13 @@ class MoeRunner {
   // What Backend::Prepare must be told for this model's expert layers (the MLP fields only).
   static void AddLimits(const ModelConfig& config, int max_tokens, WorkspaceLimits* limits);
 
-  // hidden: [tokens, config.hidden], the residual stream, updated in place. `experts` is asked for
-  // (layer, index); not used by dense layers. Statistics are added to.
-  void Run(int layer, const MoeWeights& weights, const ResidentExperts& experts, int tokens,
+  // Weights of all layers in order, for looking ahead at their gates; they outlive the runner.
+  // Without them no gate scores are given to expert sources.
+  void SetLayers(std::vector<const MoeWeights*> layers) { layers_ = std::move(layers); }
+
+  // hidden: [tokens.count, config.hidden], the residual stream, updated in place. Dense layers do
+  // not use `experts`. Statistics are added to.
+  void Run(int layer, const MoeWeights& weights, ExpertSource* experts, const LayerTokens& tokens,
            float* hidden, MoeStats* stats);
 
   size_t arena_bytes() const { return memory_.bytes(); }
@@ -51,8 +67,15 @@ class MoeRunner {
  private:
   MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens, ForwardObserver* observer);
   void RunDense(int layer, const MoeWeights& weights, int tokens, float* hidden);
-  // Tells the observer of all groups of a sparse layer's step.
-  void Observe(int layer, int tokens);
+  void Route(const MoeWeights& weights, int tokens, float* hidden);
+  // Gives `experts` the gate scores of the layers ahead.
+  void LookAhead(int layer, ExpertSource* experts, const LayerTokens& tokens, const float* hidden);
+  // Adds the group of demand `demand` to groups_.
+  void AddGroup(int demand, const ExpertWeights& weights);
+  // No output for the tokens of a demand whose expert cannot be had.
+  void Fail(int demand, const Error& error, const LayerTokens& tokens);
+  // Computes groups_ and tells the observer of them.
+  void Compute(int layer);
 
   Backend* backend_;
   int hidden_;
@@ -62,21 +85,27 @@ class MoeRunner {
   int max_tokens_;
 
   DeviceBuffer memory_;
-  float* normed_ = nullptr;        // [max_tokens, hidden]
-  float* logits_ = nullptr;        // [max_tokens, num_experts]
-  float* shared_logit_ = nullptr;  // [max_tokens]
-  float* weights_ = nullptr;       // [max_tokens, slots]
-  float* ones_ = nullptr;          // [max_tokens]
-  float* outputs_ = nullptr;       // [max_tokens * slots, hidden]
-  int32_t* ids_ = nullptr;         // [max_tokens, experts_per_token]
-  int32_t* index_ = nullptr;       // [max_tokens, slots]
-  int32_t* identity_ = nullptr;    // [max_tokens] 0, 1, 2, ...
+  float* normed_ = nullptr;              // [max_tokens, hidden]
+  float* logits_ = nullptr;              // [max_tokens, num_experts]
+  float* shared_logit_ = nullptr;        // [max_tokens]
+  float* weights_ = nullptr;             // [max_tokens, slots]
+  float* ones_ = nullptr;                // [max_tokens]
+  float* outputs_ = nullptr;             // [max_tokens * slots, hidden]
+  int32_t* ids_ = nullptr;               // [max_tokens, experts_per_token]
+  int32_t* index_ = nullptr;             // [max_tokens, slots]
+  int32_t* identity_ = nullptr;          // [max_tokens] 0, 1, 2, ...
+  float* assignment_weights_ = nullptr;  // [max_tokens * slots], by assignment
+  int32_t* ahead_ids_ = nullptr;         // [max_tokens, experts_per_token]
+  float* ahead_logits_ = nullptr;        // [max_tokens, num_experts]
+  float* ahead_weights_ = nullptr;       // [max_tokens, experts_per_token]
   RoutingPlan plan_;
-  std::vector<MlpGroup> groups_;
+  std::vector<const MoeWeights*> layers_;
+  std::vector<ExpertDemand> demands_;  // of plan_.groups()
+  std::vector<MlpGroup> groups_;       // of one call of Backend::Mlp
+  std::vector<int> group_experts_;     // [groups_.size()] index of the expert, -1: the shared one
 
   ForwardObserver* observer_;
-  float* down_inputs_ = nullptr;         // as Backend::Mlp gives them; null without an observer
-  std::vector<float> observed_weights_;  // [max_tokens * slots], by assignment
+  float* down_inputs_ = nullptr;  // as Backend::Mlp gives them; null without an observer
 };
 
 }  // namespace sluice

@@ -20,15 +20,13 @@ PackedMatrix ViewWeight(const WeightLayout& layout, int planes,
   return matrix;
 }
 
-ExpertWeights ViewExpert(const PackExpert& expert, size_t set_count, const std::byte* base) {
-  SLUICE_CHECK(set_count >= 1 && set_count <= expert.sets.size());
+ExpertWeights ViewExpert(const PackExpert& expert, std::span<const std::byte* const> set_starts) {
+  SLUICE_CHECK(!set_starts.empty() && set_starts.size() <= expert.sets.size());
   const auto view = [&](const WeightLayout& layout, int projection) {
-    const int planes = std::min(layout.planes(), static_cast<int>(set_count));
+    const int planes = std::min(layout.planes(), static_cast<int>(set_starts.size()));
     std::array<const std::byte*, kMaxPlanes> starts{};
-    const std::byte* set = base;
     for (int plane = 0; plane < planes; ++plane) {
-      starts[plane] = set + expert.PlaneOffset(projection, plane);
-      set += expert.sets[plane].bytes;
+      starts[plane] = set_starts[plane] + expert.PlaneOffset(projection, plane);
     }
     return ViewWeight(layout, planes, starts.data());
   };

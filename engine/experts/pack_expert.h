@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "engine/experts/expert_weights.h"
 #include "engine/formats/pack.h"
@@ -13,10 +14,9 @@ namespace sluice {
 PackedMatrix ViewWeight(const WeightLayout& layout, int planes,
                         const std::byte* const* plane_starts);
 
-// The expert from its first `set_count` plane sets, which lie one after the other at `base` as in
-// the file. A projection with fewer planes uses all it has. REQUIRES: set_count >= 1, base 64-byte
-// aligned.
-ExpertWeights ViewExpert(const PackExpert& expert, size_t set_count, const std::byte* base);
+// The expert from its first set_starts.size() plane sets. A projection with fewer planes uses all
+// it has. REQUIRES: at least one set; starts are 64-byte aligned.
+ExpertWeights ViewExpert(const PackExpert& expert, std::span<const std::byte* const> set_starts);
 
 // The plane sets that give every projection the most precision up to `bits` bits (0: all sets). At
 // least one set: a projection of 2 bits has no less.

@@ -35,6 +35,7 @@ Result<> CheckOptions(const ModelOptions& options) {
   if (auto ok = positive(options.max_batch_tokens, "max_batch_tokens"); !ok) return ok;
   if (auto ok = positive(options.max_sequences, "max_sequences"); !ok) return ok;
   if (auto ok = positive(options.kv_blocks, "kv_blocks"); !ok) return ok;
+  if (options.max_logit_rows < 0) return InvalidArgument("max_logit_rows must not be negative");
   if (options.max_context < 0) return InvalidArgument("max_context must not be negative");
   if (options.threads < 0 || options.threads > kMaxThreads) {
     return InvalidArgument("threads must be between 0 and " + std::to_string(kMaxThreads));
@@ -57,9 +58,10 @@ Result<> CheckOptions(const ModelOptions& options) {
 Result<ModelWeights> LoadAnyWeights(const std::filesystem::path& path, const ModelConfig& config,
                                     const ModelOptions& options, Backend* backend) {
   if (PackReader::LooksLikePack(path)) {
-    const Result<PackReader> pack = PackReader::Open(path);
+    Result<PackReader> pack = PackReader::Open(path);
     if (!pack) return pack.error();
-    auto weights = LoadPackWeights(*pack, config, options.expert_bits, backend, options.progress);
+    auto weights = LoadPackWeights(std::make_shared<const PackReader>(std::move(*pack)), config,
+                                   options, backend);
     if (!weights) return WithContext(path.string(), weights.error());
     return weights;
   }
@@ -86,6 +88,14 @@ Result<ModelFiles> ReadModelFiles(const std::filesystem::path& path) {
   return ModelFiles(path, pack->metadata().files);
 }
 
+Result<uint64_t> DensePackBytes(const std::filesystem::path& path) {
+  const Result<PackReader> pack = PackReader::Open(path);
+  if (!pack) return pack.error();
+  uint64_t bytes = 0;
+  for (const PackTensor& tensor : pack->tensors()) bytes += tensor.bytes;
+  return bytes;
+}
+
 Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& path,
                                                ModelOptions options,
                                                std::unique_ptr<Backend> backend) {
@@ -96,6 +106,7 @@ Result<std::unique_ptr<Model>> LoadTransformer(const std::filesystem::path& path
   if (!config) return config.error();
   if (auto ok = CheckShapes(*config); !ok) return WithContext(path.string(), ok.error());
   if (options.max_context == 0) options.max_context = config->max_positions;
+  if (options.max_logit_rows == 0) options.max_logit_rows = options.max_batch_tokens;
   // No sequence can outgrow the cache, so neither need the tables.
   options.max_context = static_cast<int>(
       std::min<int64_t>(options.max_context, int64_t{options.kv_blocks} * kKvBlockTokens));

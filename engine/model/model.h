@@ -19,6 +19,7 @@
 #include "engine/base/model_files.h"
 #include "engine/base/result.h"
 #include "engine/experts/forward_observer.h"
+#include "engine/experts/tier_stats.h"
 #include "kernels/common/dtype.h"
 #include "kernels/cpu/ops.h"
 
@@ -27,12 +28,24 @@ namespace sluice {
 // Tokens per KV block, everywhere.
 inline constexpr int kKvBlockTokens = cpu::kKvBlockTokens;
 
+// Where the routed experts of a pack live.
+struct TierOptions {
+  // The whole process's resident memory, in bytes: what experts get is the rest beside weights that
+  // every token needs, KV cache, buffers and code. 0: all experts fit.
+  uint64_t memory_budget = 0;
+  std::string policy = "auto";            // MakeCachePolicy
+  std::string predictor = "cross-layer";  // MakeExpertPredictor; empty: no reads ahead
+  bool guard_prefetch = true;             // reads ahead only while they pay (live_guard.h)
+  bool cache = true;  // off: experts are read when a layer asks and kept no longer
+};
+
 struct ModelOptions {
   cpu::Isa isa = cpu::Isa::kAuto;
   int threads = 0;  // 0: the cores that the process may use
   bool pin_threads = false;
   int max_batch_tokens = 512;  // tokens in one Forward, over all chunks
   int max_sequences = 64;      // chunks in one Forward
+  int max_logit_rows = 0;      // rows that one Forward returns; 0: max_batch_tokens
   int max_context = 0;         // tokens per sequence; 0: the model's max_positions. Resolved to
                                // at most what kv_blocks hold
   int kv_blocks = 0;  // KV blocks of 16 tokens; REQUIRED > 0 (the caller turns memory into blocks
@@ -44,6 +57,7 @@ struct ModelOptions {
   int expert_bits = 0;
   // Inputs of bit-nested matrices: 8 bits, or 16 for about 15 bits of them at twice the arithmetic.
   int activation_bits = 8;
+  TierOptions tiers;  // packs only
   // Called with fractions in [0, 1] while weights load; may be empty.
   std::function<void(double)> progress;
 };
@@ -60,6 +74,14 @@ struct SequenceChunk {
   int position = 0;                    // of tokens[0]; earlier positions are already in the cache
   std::span<const int32_t> kv_blocks;  // physical blocks, covering position + tokens.size() tokens
   LogitRows logits = LogitRows::kLast;
+  // Names the sequence from step to step, for predicting its experts; changes no result.
+  int64_t stream = -1;
+};
+
+// A chunk whose result is meaningless, because an expert that it needed cannot be had.
+struct ChunkFailure {
+  int chunk = 0;
+  Error error;
 };
 
 // What Forward measured about its last step; read by statistics. The last layer's experts run only
@@ -106,15 +128,31 @@ class Model {
 
   // Runs one step. Returns logits rows, [sum of rows asked for, vocab] F32, in chunk order; valid
   // until the next call. A token's row is bit-identical whatever else is in the batch and however
-  // its prompt was chunked. REQUIRES: within max_batch_tokens and max_sequences; kAll rows within
-  // max_batch_tokens; block ids < kv_blocks.
+  // its prompt was chunked. REQUIRES: within max_batch_tokens, max_sequences and max_logit_rows;
+  // block ids < kv_blocks.
   virtual std::span<const float> Forward(std::span<const SequenceChunk> chunks) = 0;
 
   virtual const ForwardStats& last_stats() const = 0;
+  // Of the last Forward; its other chunks are not affected. Valid until the next.
+  virtual std::span<const ChunkFailure> failures() const { return {}; }
+
+  // Between steps, when there is none to run: fills free memory with experts, for up to a few
+  // milliseconds. False when there is nothing to do.
+  virtual bool Background() { return false; }
+  // Between steps: changes the budget that ModelOptions::tiers set. Errors: kInvalidArgument with
+  // the least that can hold the model.
+  virtual Result<> SetMemoryBudget(uint64_t /*bytes*/) {
+    return Unsupported("this model keeps all of its experts in memory");
+  }
+  // Null when every expert is resident for good. Costs copies: not for every step.
+  virtual std::shared_ptr<const ExpertTierStats> expert_stats() const { return nullptr; }
 };
 
 // The documents of what Load accepts: configuration, tokenizer, chat template.
 Result<ModelFiles> ReadModelFiles(const std::filesystem::path& path);
+
+// Bytes of a pack's weights outside routed experts: those that must be resident.
+Result<uint64_t> DensePackBytes(const std::filesystem::path& path);
 
 // The type of the weights for people: "BF16", or the average bits of bit-nested routed experts with
 // their scales, "4.62-bit".

@@ -8,6 +8,7 @@
 
 #include "engine/arch/tensor_names.h"
 #include "engine/experts/pack_expert.h"
+#include "engine/experts/pack_store.h"
 #include "engine/model/weight_places.h"
 
 namespace sluice {
@@ -17,13 +18,6 @@ struct DenseJob {
   const PackTensor* tensor;
   WeightPlace place;
   size_t at;  // in dense memory
-};
-
-struct ExpertJob {
-  ExpertId id;
-  const PackExpert* expert;
-  size_t sets;
-  size_t at;  // in expert memory
 };
 
 std::string ShapeText(int64_t rows, int64_t cols) {
@@ -62,8 +56,8 @@ Result<DenseJob> FindDense(const PackReader& pack, const ModelConfig& config,
   return DenseJob{tensor, place, 0};
 }
 
-Result<ExpertJob> FindExpert(const PackReader& pack, const ModelConfig& config, ExpertId id,
-                             int expert_bits) {
+// Whether the expert is what the configuration calls for.
+Result<> CheckExpert(const PackReader& pack, const ModelConfig& config, ExpertId id) {
   const PackExpert* expert = pack.FindExpert(id.layer, id.index);
   const std::string name =
       "expert " + std::to_string(id.index) + " of layer " + std::to_string(id.layer);
@@ -81,7 +75,48 @@ Result<ExpertJob> FindExpert(const PackReader& pack, const ModelConfig& config, 
       return Corrupt(name + " of the pack is stored row by row, which kernels cannot read");
     }
   }
-  return ExpertJob{id, expert, PlaneSetsFor(*expert, expert_bits), 0};
+  const WeightLayout& gate = expert->gate;
+  const WeightLayout& up = expert->up;
+  if (gate.form != up.form || (gate.form == WeightForm::kPanels && gate.dtype != up.dtype)) {
+    return Unsupported("the gate and up projections of " + name + " have different types");
+  }
+  return {};
+}
+
+// The routed experts behind a cache that has no memory yet.
+Result<std::unique_ptr<TieredExperts>> OpenExperts(std::shared_ptr<const PackReader> pack,
+                                                   const ModelConfig& config,
+                                                   const ModelOptions& options) {
+  static const SteadyClock clock;
+  const ExpertSpace space = {config.num_layers(), config.router.num_experts};
+  std::vector<const PackExpert*> experts(static_cast<size_t>(space.size()));
+  for (int layer = 0; layer < space.layers; ++layer) {
+    if (!config.layers[layer].sparse) continue;
+    for (int index = 0; index < space.experts_per_layer; ++index) {
+      if (auto ok = CheckExpert(*pack, config, {layer, index}); !ok) return ok.error();
+      experts[space.place({layer, index})] = pack->FindExpert(layer, index);
+    }
+  }
+  const ExpertPrior prior;
+  auto policy = MakeCachePolicy(options.tiers.policy, space, prior);
+  if (!policy) return policy.error();
+  std::unique_ptr<ExpertPredictor> predictor;
+  if (!options.tiers.predictor.empty()) {
+    auto made =
+        MakeExpertPredictor(options.tiers.predictor, space, config.router.experts_per_token, prior);
+    if (!made) return made.error();
+    predictor = std::move(*made);
+  }
+  auto slab = ExpertSlab::Reserve(pack->file_bytes(), pack->align());
+  if (!slab) return slab.error();
+  auto store = PackStore::Open(pack, {});
+  if (!store) return store.error();
+  ExpertCache cache(space, std::move(experts), options.expert_bits, std::move(*slab),
+                    std::move(*policy));
+  return std::make_unique<TieredExperts>(
+      std::move(cache), std::move(*store), std::move(predictor),
+      TieredOptions{.keep = options.tiers.cache, .read_ahead = !options.tiers.predictor.empty()},
+      &clock);
 }
 
 void Publish(const DenseJob& job, const std::byte* base) {
@@ -109,28 +144,21 @@ std::string PackTensorName(const ModelConfig& config, const ExpectedTensor& expe
   return TensorCandidates(config, expected.role, expected.layer)[0].name;
 }
 
-Result<ModelWeights> LoadPackWeights(const PackReader& pack, const ModelConfig& config,
-                                     int expert_bits, Backend* backend,
-                                     const std::function<void(double)>& progress) {
+Result<ModelWeights> LoadPackWeights(std::shared_ptr<const PackReader> pack,
+                                     const ModelConfig& config, const ModelOptions& options,
+                                     Backend* backend) {
   ModelWeights weights;
   weights.layers.resize(config.layers.size());
-  weights.experts = ResidentExperts(config.num_layers(), std::max(1, config.router.num_experts));
   PackedMatrix embedding;  // an embedding table that is packed though it is not the head
   std::vector<DenseJob> dense;
-  std::vector<ExpertJob> experts;
   size_t dense_bytes = 0;
-  size_t expert_bytes = 0;
+  bool experts = false;
   for (const ExpectedTensor& expected : ExpectedTensors(config)) {
     if (expected.expert >= 0) {
-      if (expected.role != TensorRole::kExpertGate) continue;  // one job for all three
-      auto job = FindExpert(pack, config, {expected.layer, expected.expert}, expert_bits);
-      if (!job) return job.error();
-      job->at = expert_bytes;
-      expert_bytes += AlignUp(job->expert->bytes(job->sets), 64);
-      experts.push_back(*job);
+      experts = true;
       continue;
     }
-    auto job = FindDense(pack, config, expected, &weights);
+    auto job = FindDense(*pack, config, expected, &weights);
     if (!job) return job.error();
     if (job->place.view != nullptr && job->tensor->layout.form != WeightForm::kRowMajor) {
       job->place = {.matrix = &embedding};
@@ -139,40 +167,32 @@ Result<ModelWeights> LoadPackWeights(const PackReader& pack, const ModelConfig& 
     dense_bytes += AlignUp(job->tensor->bytes, 64);
     dense.push_back(*job);
   }
-  auto dense_memory = backend->Allocate(dense_bytes, "weights");
-  if (!dense_memory) return dense_memory.error();
-  auto expert_memory = backend->Allocate(expert_bytes, "expert weights");
-  if (!expert_memory) return expert_memory.error();
-  weights.dense_memory = std::move(*dense_memory);
-  weights.expert_memory = std::move(*expert_memory);
+  if (experts) {
+    auto tiered = OpenExperts(pack, config, options);
+    if (!tiered) return tiered.error();
+    weights.tiered = std::move(*tiered);
+    weights.expert_bytes = weights.tiered->cache().all_bytes();
+    for (int layer = config.num_layers(); layer-- > 0;) {
+      const PackExpert* expert = pack->FindExpert(layer, 0);
+      if (expert != nullptr) weights.nested_experts = expert->gate.form == WeightForm::kNested;
+    }
+  }
+  auto memory = backend->Allocate(dense_bytes, "weights");
+  if (!memory) return memory.error();
+  weights.dense_memory = std::move(*memory);
   weights.dense_bytes = dense_bytes;
-  weights.expert_bytes = expert_bytes;
 
   std::sort(dense.begin(), dense.end(), [](const DenseJob& a, const DenseJob& b) {
     return a.tensor->offset < b.tensor->offset;
   });
-  std::sort(experts.begin(), experts.end(), [](const ExpertJob& a, const ExpertJob& b) {
-    return a.expert->offset < b.expert->offset;
-  });
   size_t done_bytes = 0;
-  const auto advance = [&](size_t bytes) {
-    done_bytes += bytes;
-    if (!progress) return;
-    progress(static_cast<double>(done_bytes) / static_cast<double>(dense_bytes + expert_bytes));
-  };
   for (const DenseJob& job : dense) {
     std::byte* start = weights.dense_memory.as<std::byte>() + job.at;
-    if (auto ok = pack.ReadTensor(*job.tensor, {start, job.tensor->bytes}); !ok) return ok.error();
+    if (auto ok = pack->ReadTensor(*job.tensor, {start, job.tensor->bytes}); !ok) return ok.error();
     Publish(job, weights.dense_memory.as<std::byte>());
-    advance(AlignUp(job.tensor->bytes, 64));
-  }
-  for (const ExpertJob& job : experts) {
-    const size_t bytes = job.expert->bytes(job.sets);
-    std::byte* start = weights.expert_memory.as<std::byte>() + job.at;
-    auto ok = pack.ReadPlaneSets(job.id.layer, job.id.index, 0, job.sets, {start, bytes});
-    if (!ok) return ok.error();
-    weights.experts.Entry(job.id) = ViewExpert(*job.expert, job.sets, start);
-    advance(AlignUp(bytes, 64));
+    done_bytes += AlignUp(job.tensor->bytes, 64);
+    if (!options.progress) continue;
+    options.progress(static_cast<double>(done_bytes) / static_cast<double>(dense_bytes));
   }
   weights.embedding.packed = embedding;
   FinishPlaces(config, &weights);

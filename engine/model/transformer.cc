@@ -6,9 +6,21 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/process_memory.h"
 #include "engine/tensor/arena.h"
 
 namespace sluice {
+namespace {
+
+// For what grows while requests run: connections, texts, samplers, stacks.
+constexpr size_t kReserveBytes = size_t{16} << 20;
+
+size_t LogitRowCount(const SequenceChunk& chunk) {
+  if (chunk.logits == LogitRows::kAll) return chunk.tokens.size();
+  return chunk.logits == LogitRows::kLast ? 1 : 0;
+}
+
+}  // namespace
 
 Transformer::Transformer(const ModelConfig& config, const ModelOptions& options,
                          std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
@@ -20,7 +32,14 @@ Transformer::Transformer(const ModelConfig& config, const ModelOptions& options,
       cache_(std::move(cache)),
       moe_(std::move(moe)),
       rope_(RopeTable(config), options.max_context),
-      batch_(config, options.max_batch_tokens, options.max_sequences) {}
+      batch_(config, options.max_batch_tokens, options.max_sequences),
+      streams_(options.max_batch_tokens),
+      failed_(options.max_batch_tokens),
+      row_tokens_(options.max_batch_tokens) {
+  std::vector<const MoeWeights*> layers;
+  for (const LayerWeights& layer : weights_.layers) layers.push_back(&layer.moe);
+  moe_.SetLayers(std::move(layers));
+}
 
 Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
                                                    const ModelOptions& options,
@@ -38,12 +57,14 @@ Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
   std::unique_ptr<Transformer> model(new Transformer(
       config, options, std::move(backend), std::move(weights), std::move(*cache), std::move(*moe)));
   if (auto ok = model->AllocateArena(); !ok) return ok.error();
+  if (auto ok = model->AllocateExperts(); !ok) return ok.error();
   return std::unique_ptr<Model>(std::move(model));
 }
 
 Result<> Transformer::AllocateArena() {
   const auto tokens = static_cast<size_t>(options_.max_batch_tokens);
   const auto hidden = static_cast<size_t>(config_.hidden);
+  const auto rows = static_cast<size_t>(options_.max_logit_rows);
   const auto q_width = static_cast<size_t>(config_.heads) * config_.head_dim;
   const auto kv_width = static_cast<size_t>(config_.kv_heads) * config_.head_dim;
   ArenaLayout layout;
@@ -53,13 +74,56 @@ Result<> Transformer::AllocateArena() {
   layout.Add(&k_, tokens * kv_width);
   layout.Add(&v_, tokens * kv_width);
   layout.Add(&attention_, tokens * q_width);
-  layout.Add(&last_, tokens * hidden);
-  layout.Add(&logits_, tokens * static_cast<size_t>(config_.vocab));
+  layout.Add(&last_, rows * hidden);
+  layout.Add(&logits_, rows * static_cast<size_t>(config_.vocab));
   if (options_.observer != nullptr) layout.Add(&normed_, tokens * hidden);
   auto memory = layout.Allocate(backend_.get(), "activations");
   if (!memory) return memory.error();
   arena_ = std::move(*memory);
   return {};
+}
+
+Result<> Transformer::AllocateExperts() {
+  TieredExperts* tiered = weights_.tiered.get();
+  if (tiered == nullptr) return {};
+  // All but the experts: what is resident now, and what the allocations above will be once used.
+  ReturnFreeMemory();
+  const ModelFootprint sizes = footprint();
+  other_bytes_ = ResidentBytes() + sizes.arena_bytes +
+                 sizes.kv_bytes_per_block * static_cast<size_t>(options_.kv_blocks) + kReserveBytes;
+  if (options_.tiers.memory_budget > 0) return SetMemoryBudget(options_.tiers.memory_budget);
+  tiered->SetMemory(tiered->cache().all_bytes());
+  return {};
+}
+
+Result<> Transformer::SetMemoryBudget(uint64_t bytes) {
+  TieredExperts* tiered = weights_.tiered.get();
+  if (tiered == nullptr) return Model::SetMemoryBudget(bytes);
+  // Page tables take 8 bytes for every page of 4 KiB.
+  const uint64_t usable = bytes - bytes / 512;
+  const uint64_t least =
+      other_bytes_ + tiered->cache().LargestLayer(config_.router.experts_per_token);
+  if (usable < least) {
+    const uint64_t needed = least + least / 511 + 1;
+    const auto mib = [](uint64_t n) { return std::to_string((n + (1 << 20) - 1) >> 20) + " MiB"; };
+    return InvalidArgument("a memory budget of " + mib(bytes) +
+                           " is too small for this model: its dense weights, KV cache and buffers "
+                           "take " +
+                           mib(other_bytes_) + ", one layer's experts " +
+                           mib(least - other_bytes_) + "; give it at least " + mib(needed) +
+                           ", or less KV cache or smaller batches");
+  }
+  tiered->SetMemory(std::min<uint64_t>(usable - other_bytes_, tiered->cache().all_bytes()));
+  return {};
+}
+
+bool Transformer::Background() {
+  return weights_.tiered != nullptr && weights_.tiered->Background();
+}
+
+std::shared_ptr<const ExpertTierStats> Transformer::expert_stats() const {
+  if (weights_.tiered == nullptr) return nullptr;
+  return std::make_shared<const ExpertTierStats>(weights_.tiered->stats());
 }
 
 ModelFootprint Transformer::footprint() const {
@@ -87,10 +151,9 @@ ModelFootprint Transformer::footprint() const {
                          mlp(layer.moe.shared) + macs(layer.moe.shared_gate);
     int64_t routed = 0;
     if (config_.layers[i].sparse) {
-      const ExpertWeights& expert = weights_.experts.Lookup({i, 0});
       sparse_layers += 1;
-      expert_values = mlp(expert);
-      routed = config_.router.experts_per_token * mlp(expert);
+      expert_values = int64_t{3} * config_.hidden * config_.expert_intermediate;
+      routed = config_.router.experts_per_token * expert_values;
     }
     footprint.dense_macs_per_token += cached + rest;
     footprint.expert_macs_per_token += routed;
@@ -107,7 +170,9 @@ ModelFootprint Transformer::footprint() const {
 
 bool Transformer::nested_weights() const {
   for (int i = 0; i < config_.num_layers(); ++i) {
-    if (config_.layers[i].sparse) return weights_.experts.Lookup({i, 0}).gate.is_nested();
+    if (!config_.layers[i].sparse) continue;
+    if (weights_.tiered != nullptr) return weights_.nested_experts;
+    return weights_.experts.Lookup({i, 0}).gate.is_nested();
   }
   return weights_.layers[0].q.is_nested();
 }
@@ -188,13 +253,13 @@ int Transformer::SelectLogitRows(std::span<const SequenceChunk> chunks) {
   size_t token = 0;
   for (const SequenceChunk& chunk : chunks) {
     const size_t count = chunk.tokens.size();
-    size_t wanted = 0;
-    if (chunk.logits == LogitRows::kLast) wanted = 1;
-    if (chunk.logits == LogitRows::kAll) wanted = count;
+    const size_t wanted = LogitRowCount(chunk);
+    SLUICE_CHECK(rows + wanted <= static_cast<size_t>(options_.max_logit_rows));
     const size_t first = token + count - wanted;
     std::memcpy(last_ + rows * hidden, hidden_ + first * hidden, wanted * hidden * sizeof(float));
     std::memcpy(q_ + rows * q_width, attention_ + first * q_width,
                 wanted * q_width * sizeof(float));
+    for (size_t i = 0; i < wanted; ++i) row_tokens_[rows + i] = static_cast<int>(first + i);
     rows += wanted;
     token += count;
   }
@@ -217,6 +282,30 @@ std::span<const float> Transformer::Logits(const float* hidden, int rows) {
   return {logits_, static_cast<size_t>(rows) * static_cast<size_t>(config_.vocab)};
 }
 
+void Transformer::NoteFailures(std::span<const SequenceChunk> chunks, const Error& error) {
+  failures_.clear();
+  size_t token = 0;
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    const auto begin = failed_.begin() + static_cast<ptrdiff_t>(token);
+    const auto end = begin + static_cast<ptrdiff_t>(chunks[c].tokens.size());
+    if (std::find(begin, end, uint8_t{1}) != end) failures_.push_back({static_cast<int>(c), error});
+    token += chunks[c].tokens.size();
+  }
+}
+
+void Transformer::NoteRowFailures(std::span<const SequenceChunk> chunks, const Error& error) {
+  size_t row = 0;
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    const size_t count = LogitRowCount(chunks[c]);
+    bool failed = false;
+    for (size_t i = 0; i < count; ++i) failed |= failed_[row++] != 0;
+    const int chunk = static_cast<int>(c);
+    const bool known = std::any_of(failures_.begin(), failures_.end(),
+                                   [&](const ChunkFailure& f) { return f.chunk == chunk; });
+    if (failed && !known) failures_.push_back({chunk, error});
+  }
+}
+
 std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunks) {
   SLUICE_CHECK(!chunks.empty() && static_cast<int>(chunks.size()) <= options_.max_sequences);
   size_t tokens = 0;
@@ -228,6 +317,7 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
     SLUICE_CHECK(tokens + chunk.tokens.size() <= static_cast<size_t>(options_.max_batch_tokens));
     for (const int32_t id : chunk.tokens) {
       SLUICE_CHECK(id >= 0 && id < config_.vocab, "a token id outside the vocabulary");
+      streams_[tokens] = chunk.stream;
       ids_[tokens++] = id;
     }
     for (const int32_t block : chunk.kv_blocks) {
@@ -237,8 +327,13 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   batch_.Build(chunks);
   backend_->Embed(weights_.embedding, {ids_, tokens}, hidden_);
   MoeStats moe_stats;
+  Error error;
+  std::fill_n(failed_.begin(), tokens, uint8_t{0});
+  ExpertSource* source = weights_.source();
+  source->BeginStep(static_cast<int>(tokens));
   const auto experts = [&](int layer, int rows, float* hidden) {
-    moe_.Run(layer, weights_.layers[layer].moe, weights_.experts, rows, hidden, &moe_stats);
+    moe_.Run(layer, weights_.layers[layer].moe, source,
+             {rows, streams_.data(), failed_.data(), &error}, hidden, &moe_stats);
   };
   const int last = config_.num_layers() - 1;
   for (int layer = 0; layer < last; ++layer) {
@@ -249,10 +344,16 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   // Past the last layer's cache writes, only rows that logits are wanted for matter.
   Attend(last);
   const int rows = SelectLogitRows(chunks);
+  NoteFailures(chunks, error);
   if (rows > 0) {
     AddAttention(last, q_, rows, last_);
+    // From here on tokens are rows.
+    for (int row = 0; row < rows; ++row) streams_[row] = streams_[row_tokens_[row]];
+    std::fill_n(failed_.begin(), rows, uint8_t{0});
     experts(last, rows, last_);
+    NoteRowFailures(chunks, error);
   }
+  source->EndStep();
   stats_ = {static_cast<int>(tokens), moe_stats.assignments, moe_stats.unique_experts};
   if (rows == 0) return {};
   return Logits(last_, rows);

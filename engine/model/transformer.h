@@ -31,12 +31,18 @@ class Transformer final : public Model {
   ModelFootprint footprint() const override;
   std::span<const float> Forward(std::span<const SequenceChunk> chunks) override;
   const ForwardStats& last_stats() const override { return stats_; }
+  std::span<const ChunkFailure> failures() const override { return failures_; }
+  bool Background() override;
+  Result<> SetMemoryBudget(uint64_t bytes) override;
+  std::shared_ptr<const ExpertTierStats> expert_stats() const override;
 
  private:
   Transformer(const ModelConfig& config, const ModelOptions& options,
               std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
               MoeRunner moe);
   Result<> AllocateArena();
+  // Gives routed experts the memory that the budget leaves. REQUIRES: all else is allocated.
+  Result<> AllocateExperts();
   // Norm, projections, cache and attention: leaves its output in attention_.
   void Attend(int layer);
   // Adds the output projection of `rows` rows of `attention` to `hidden`.
@@ -45,6 +51,9 @@ class Transformer final : public Model {
   // their number.
   int SelectLogitRows(std::span<const SequenceChunk> chunks);
   std::span<const float> Logits(const float* hidden, int rows);
+  // Fills failures_ from failed_, by token; then from the last layer's, by row.
+  void NoteFailures(std::span<const SequenceChunk> chunks, const Error& error);
+  void NoteRowFailures(std::span<const SequenceChunk> chunks, const Error& error);
 
   ModelConfig config_;
   ModelOptions options_;
@@ -55,6 +64,11 @@ class Transformer final : public Model {
   RopeCache rope_;
   AttentionBatch batch_;
   ForwardStats stats_;
+  uint64_t other_bytes_ = 0;      // resident beside cached experts, at most
+  std::vector<int64_t> streams_;  // [tokens], in the last layer [rows]
+  std::vector<uint8_t> failed_;   // [tokens], in the last layer [rows]
+  std::vector<int> row_tokens_;   // [rows]
+  std::vector<ChunkFailure> failures_;
 
   DeviceBuffer arena_;
   int32_t* ids_ = nullptr;      // [max_batch_tokens]
@@ -63,8 +77,8 @@ class Transformer final : public Model {
   float* k_ = nullptr;          // [max_batch_tokens, kv_heads * head_dim]
   float* v_ = nullptr;          // same
   float* attention_ = nullptr;  // [max_batch_tokens, heads * head_dim]
-  float* last_ = nullptr;       // [max_batch_tokens, hidden], the stream of rows that want logits
-  float* logits_ = nullptr;     // [max_batch_tokens, vocab]
+  float* last_ = nullptr;       // [max_logit_rows, hidden], the stream of rows that want logits
+  float* logits_ = nullptr;     // [max_logit_rows, vocab]
   float* normed_ = nullptr;     // [max_batch_tokens, hidden], for the observer; null without one
 };
 

@@ -106,7 +106,7 @@ Result<> CheckWeightPairs(const ModelConfig& config, const ModelWeights& weights
     const MoeWeights& moe = weights.layers[layer].moe;
     if (auto ok = check(moe.dense, where); !ok) return ok;
     if (auto ok = check(moe.shared, where + "'s shared expert"); !ok) return ok;
-    if (!config.layers[layer].sparse) continue;
+    if (!config.layers[layer].sparse || weights.tiered != nullptr) continue;
     for (int expert = 0; expert < config.router.num_experts; ++expert) {
       auto ok = check(weights.experts.Lookup({layer, expert}),
                       where + ", expert " + std::to_string(expert));

@@ -25,7 +25,7 @@ WeightPlace PlaceOf(const ModelConfig& config, const ExpectedTensor& expected,
 void FinishPlaces(const ModelConfig& config, ModelWeights* weights);
 
 // The two halves of a SwiGLU network read one packed input, so they must want it in the same form.
-// kUnsupported, naming the layer and expert.
+// kUnsupported, naming the layer and expert. Routed experts of packs are checked by their loader.
 Result<> CheckWeightPairs(const ModelConfig& config, const ModelWeights& weights);
 
 }  // namespace sluice

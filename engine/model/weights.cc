@@ -166,7 +166,7 @@ Result<ModelWeights> LoadWeights(const SafetensorsReader& reader, const ModelCon
                                  Backend* backend, const std::function<void(double)>& progress) {
   ModelWeights weights;
   weights.layers.resize(config.layers.size());
-  weights.experts = ResidentExperts(config.num_layers(), std::max(1, config.router.num_experts));
+  weights.experts = ResidentExperts({config.num_layers(), std::max(1, config.router.num_experts)});
   Result<std::vector<Job>> jobs = PlanJobs(reader, config, &weights);
   if (!jobs) return jobs.error();
 

@@ -3,12 +3,15 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "engine/arch/model_config.h"
 #include "engine/base/result.h"
 #include "engine/experts/expert_weights.h"
 #include "engine/experts/moe_layer.h"
+#include "engine/experts/resident_experts.h"
+#include "engine/experts/tiered_experts.h"
 #include "engine/formats/safetensors.h"
 #include "engine/tensor/backend.h"
 
@@ -33,10 +36,16 @@ struct ModelWeights {
   const float* final_norm = nullptr;
   PackedMatrix head;
   std::vector<LayerWeights> layers;
-  ResidentExperts experts;
+  ResidentExperts experts;                // of a checkpoint
+  std::unique_ptr<TieredExperts> tiered;  // of a pack
+  bool nested_experts = false;            // routed experts are bit-nested
+
+  ExpertSource* source() {
+    return tiered != nullptr ? static_cast<ExpertSource*>(tiered.get()) : &experts;
+  }
 
   size_t dense_bytes = 0;   // everything outside routed experts, the row-major table included
-  size_t expert_bytes = 0;  // of all routed experts together
+  size_t expert_bytes = 0;  // of all routed experts together, wherever they are
 
   DeviceBuffer dense_memory;
   DeviceBuffer expert_memory;

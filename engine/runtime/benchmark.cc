@@ -1,7 +1,5 @@
 #include "engine/runtime/benchmark.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -12,6 +10,9 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/base/disk_speed.h"
+#include "engine/base/process_memory.h"
+#include "engine/formats/pack.h"
 #include "engine/runtime/collector.h"
 #include "engine/runtime/engine.h"
 #include "kernels/cpu/thread_pool.h"
@@ -49,16 +50,21 @@ double MeasureMacs(cpu::ThreadPool& pool, Peak&& peak) {
 }
 
 // Best of several passes: the roofline is what the machine can do, not what it did while disturbed.
-Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, const Model& model) {
-  constexpr size_t kBytesPerThread = size_t{256} << 20;
+// Uses at most `memory_bytes` (0: as much as it likes), and gives them back.
+Roofline MeasureMemory(const cpu::Ops& ops, cpu::ThreadPool& pool, uint64_t memory_bytes) {
   constexpr size_t kPiece = size_t{4} << 20;
   const int threads = pool.threads();
-  const size_t total = kBytesPerThread * threads;
+  size_t bytes_per_thread = size_t{256} << 20;
+  if (memory_bytes > 0) {
+    bytes_per_thread =
+        std::clamp<size_t>(memory_bytes / threads / kPiece * kPiece, 2 * kPiece, bytes_per_thread);
+  }
+  const size_t total = bytes_per_thread * threads;
   std::unique_ptr<std::byte, decltype(&std::free)> buffer(
       static_cast<std::byte*>(std::aligned_alloc(4096, total)), &std::free);
   SLUICE_CHECK(buffer != nullptr, "no memory for the bandwidth measurement");
   pool.Run([&](int worker) {
-    std::fill_n(buffer.get() + worker * kBytesPerThread, kBytesPerThread, std::byte{1});
+    std::fill_n(buffer.get() + worker * bytes_per_thread, bytes_per_thread, std::byte{1});
   });
 
   Roofline roofline;
@@ -74,25 +80,53 @@ Roofline MeasureRoofline(const cpu::Ops& ops, cpu::ThreadPool& pool, const Model
     roofline.read_bytes_per_second =
         std::max(roofline.read_bytes_per_second, total / Seconds(Clock::now() - start));
   }
+  return roofline;
+}
 
+void MeasureArithmetic(const cpu::Ops& ops, cpu::ThreadPool& pool, const Model& model,
+                       Roofline* roofline) {
   const auto floats = [&](DType dtype) {
     return MeasureMacs(
         pool, [&](int64_t rounds, float* sink) { return ops.peak_macs(dtype, rounds, sink); });
   };
-  roofline.f32_macs_per_second = floats(DType::kF32);
-  roofline.macs_per_second = model.nested_weights() ? MeasureMacs(pool, ops.nested_peak_macs)
-                                                    : floats(model.weight_dtype());
-  roofline.attention_macs_per_second = model.options().kv_dtype == KvDType::kQ8
-                                           ? MeasureMacs(pool, ops.nested_peak_macs)
-                                           : roofline.f32_macs_per_second;
-  return roofline;
+  roofline->f32_macs_per_second = floats(DType::kF32);
+  roofline->macs_per_second = model.nested_weights() ? MeasureMacs(pool, ops.nested_peak_macs)
+                                                     : floats(model.weight_dtype());
+  roofline->attention_macs_per_second = model.options().kv_dtype == KvDType::kQ8
+                                            ? MeasureMacs(pool, ops.nested_peak_macs)
+                                            : roofline->f32_macs_per_second;
 }
+
+// Of all layers, since the model was loaded.
+struct TierTotals {
+  double hits = 0, misses = 0, bytes = 0, stall_seconds = 0;
+
+  static TierTotals Of(const Model& model) {
+    TierTotals totals;
+    const std::shared_ptr<const ExpertTierStats> stats = model.expert_stats();
+    if (stats == nullptr) return totals;
+    for (const ExpertTierStats::Layer& layer : stats->layers) {
+      totals.hits += static_cast<double>(layer.hits);
+      totals.misses += static_cast<double>(layer.misses);
+      totals.bytes += static_cast<double>(layer.bytes_read);
+      totals.stall_seconds += layer.stall_seconds;
+    }
+    return totals;
+  }
+  void Add(const TierTotals& from, const TierTotals& to) {
+    hits += to.hits - from.hits;
+    misses += to.misses - from.misses;
+    bytes += to.bytes - from.bytes;
+    stall_seconds += to.stall_seconds - from.stall_seconds;
+  }
+};
 
 struct StepRecord {
   int tokens = 0;
   int sequences = 0;
   int64_t unique_experts = 0;
   Clock::time_point end;
+  TierTotals tiers;  // since the start
 };
 
 // Collects one record per step on the engine thread; read only while no request is in flight.
@@ -100,14 +134,20 @@ class StepLog {
  public:
   void Attach(const Model* model) { model_ = model; }
   void Add(int tokens, int sequences) {
-    records_.push_back({tokens, sequences, model_->last_stats().unique_experts, Clock::now()});
+    before_ = records_.empty() ? last_ : before_;
+    last_ = TierTotals::Of(*model_);
+    records_.push_back(
+        {tokens, sequences, model_->last_stats().unique_experts, Clock::now(), last_});
   }
   void Clear() { records_.clear(); }
   const std::vector<StepRecord>& records() const { return records_; }
+  // As it was when the first record's step began.
+  const TierTotals& before() const { return before_; }
 
  private:
   const Model* model_ = nullptr;
   std::vector<StepRecord> records_;
+  TierTotals last_, before_;
 };
 
 // What a step must move and compute at least.
@@ -163,19 +203,24 @@ class Runner {
   // One row per test. Warm-up first; each repeat uses other prompts.
   Result<std::vector<BenchmarkRow>> Run() {
     std::vector<double> prefill, decode;
-    for (int repeat = -1; repeat < options_.repeats; ++repeat) {
+    for (int repeat = options_.warm_up ? -1 : 0; repeat < options_.repeats; ++repeat) {
       prefill_ = {};
       decode_ = {};
       Result<void> status = Measure(1, &prefill_);
       if (status && options_.generate > 1) status = Measure(options_.generate, &decode_);
       if (!status) return status.error();
-      if (repeat < 0) continue;
+      prefill_total_.AddTiers(prefill_);
+      decode_total_.AddTiers(decode_);
+      if (repeat < 0) {
+        prefill_total_ = decode_total_ = {};
+        continue;
+      }
       prefill.push_back(prefill_.tokens / prefill_.seconds);
       if (decode_.tokens > 0) decode.push_back(decode_.tokens / decode_.seconds);
     }
     std::vector<BenchmarkRow> rows;
-    rows.push_back(Row("prefill", prefill_, prefill));
-    if (!decode.empty()) rows.push_back(Row("decode", decode_, decode));
+    rows.push_back(Row("prefill", prefill_, prefill_total_, prefill));
+    if (!decode.empty()) rows.push_back(Row("decode", decode_, decode_total_, decode));
     return rows;
   }
 
@@ -185,6 +230,13 @@ class Runner {
     double bound_seconds = 0, memory_seconds = 0, arithmetic_seconds = 0, bytes = 0;
     double unique_experts = 0;
     int steps = 0;
+    TierTotals tiers;
+
+    void AddTiers(const Phase& phase) {
+      tokens += phase.tokens;
+      seconds += phase.seconds;
+      tiers.Add({}, phase.tiers);
+    }
   };
 
   // Runs `streams` requests of `generate` tokens. With generate == 1 the phase is the prefill, from
@@ -200,7 +252,9 @@ class Runner {
       request.ignore_eos = true;
       // Streams that all take their likeliest token soon agree on it, at least with random weights,
       // and would then share every expert.
-      request.sampling.temperature = options_.streams > 1 ? 1.0f : 0.0f;
+      request.sampling.temperature = options_.temperature >= 0
+                                         ? static_cast<float>(options_.temperature)
+                                         : (options_.streams > 1 ? 1.0f : 0.0f);
       request.sampling.seed = options_.seed + static_cast<uint64_t>(s);
       std::uniform_int_distribution<int32_t> token(0, engine_.model().config().vocab - 1);
       for (int i = 0; i < options_.prompt; ++i) request.prompt.push_back(token(random_));
@@ -228,12 +282,14 @@ class Runner {
       }
       phase->tokens = static_cast<double>(options_.prompt) * options_.streams;
       phase->seconds = Seconds(steps.back().end - start);
+      phase->tiers.Add(log_.before(), steps.back().tiers);
       return {};
     }
     for (size_t i = 1; i < steps.size(); ++i) {
       if (!AllDecode(steps[i]) || !AllDecode(steps[i - 1])) continue;
       phase->seconds += Seconds(steps[i].end - steps[i - 1].end);
       phase->tokens += steps[i].tokens;
+      phase->tiers.Add(steps[i - 1].tiers, steps[i].tiers);
       const double context = options_.prompt + phase->steps + 1;
       AddStep(steps[i], steps[i].tokens, options_.streams * context, context, phase);
     }
@@ -256,7 +312,8 @@ class Runner {
     ++phase->steps;
   }
 
-  BenchmarkRow Row(const char* test, const Phase& phase, const std::vector<double>& rates) const {
+  BenchmarkRow Row(const char* test, const Phase& phase, const Phase& total,
+                   const std::vector<double>& rates) const {
     BenchmarkRow row;
     row.test = test;
     row.prompt = options_.prompt;
@@ -271,6 +328,10 @@ class Runner {
     row.bound_by = phase.memory_seconds >= phase.arithmetic_seconds ? "memory" : "arithmetic";
     row.unique_experts_per_step = phase.unique_experts / std::max(phase.steps, 1);
     row.bytes_per_token = phase.bytes / phase.tokens;
+    const double asked = total.tiers.hits + total.tiers.misses;
+    if (asked > 0) row.hit_rate = total.tiers.hits / asked;
+    row.bytes_read_per_token = total.tiers.bytes / total.tokens;
+    row.stall_fraction = total.tiers.stall_seconds / total.seconds;
     return row;
   }
 
@@ -279,7 +340,8 @@ class Runner {
   StepLog& log_;
   CostModel cost_;
   std::mt19937_64 random_{options_.seed};
-  Phase prefill_, decode_;
+  Phase prefill_, decode_;              // of the last repeat
+  Phase prefill_total_, decode_total_;  // of all counted ones: tokens, seconds, tiers
 };
 
 }  // namespace
@@ -299,17 +361,38 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   model_options.threads = options.threads;
   model_options.max_batch_tokens = std::max(options.prefill_chunk, options.streams);
   model_options.max_sequences = options.streams;
+  model_options.max_logit_rows = std::min(options.streams + 1, model_options.max_batch_tokens);
   model_options.max_context = context;
   model_options.kv_blocks = blocks_per_stream * options.streams;
   model_options.expert_bits = options.expert_bits;
   model_options.activation_bits = options.activation_bits;
   model_options.kv_dtype = options.kv_dtype;
+  model_options.tiers = options.tiers;
+  BenchmarkReport report;
+  const cpu::Ops* ops = cpu::SelectOps(options.isa);
+  if (ops == nullptr) {
+    return Unsupported("this CPU or this build lacks the instruction set asked for");
+  }
+  const int threads = options.threads > 0 ? options.threads : cpu::UsableCores();
+  say("measuring memory bandwidth");
+  {
+    cpu::ThreadPool pool(threads);
+    report.roofline = MeasureMemory(*ops, pool, options.tiers.memory_budget / 2);
+  }
+  if (PackReader::LooksLikePack(options.model)) {
+    say("measuring the disk");
+    // A pack shorter than a piece has no figure.
+    if (const Result<DiskSpeed> disk = MeasureDisk(options.model)) {
+      report.disk_bandwidth = disk->bytes_per_second;
+    }
+  }
+  ReturnFreeMemory();
+  ResetPeakResidentBytes();
   say("loading " + options.model.string());
   const auto load_start = Clock::now();
   Result<std::unique_ptr<Model>> model = Model::Load(options.model, model_options);
   if (!model) return model.error();
 
-  BenchmarkReport report;
   report.load_seconds = Seconds(Clock::now() - load_start);
   report.model = options.model.filename().empty() ? options.model.parent_path().filename().string()
                                                   : options.model.filename().string();
@@ -318,11 +401,9 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   report.weight_dtype = WeightName(**model);
   report.kv_dtype = KvDTypeName(*(*model)->options().kv_dtype);
   {
-    say("measuring memory bandwidth and arithmetic");
-    cpu::ThreadPool pool((*model)->options().threads);
-    const cpu::Ops* ops = cpu::SelectOps(options.isa);
-    SLUICE_CHECK(ops != nullptr, "the model loaded with this ISA");
-    report.roofline = MeasureRoofline(*ops, pool, **model);
+    say("measuring arithmetic");
+    cpu::ThreadPool pool(threads);
+    MeasureArithmetic(*ops, pool, **model, &report.roofline);
   }
 
   StepLog log;
@@ -340,9 +421,7 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   if (!rows) return rows.error();
   report.rows = std::move(*rows);
 
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  report.peak_rss_bytes = static_cast<size_t>(usage.ru_maxrss) * 1024;
+  report.peak_rss_bytes = PeakResidentBytes();
   return report;
 }
 

@@ -35,7 +35,10 @@ struct BenchmarkOptions {
   std::optional<KvDType> kv_dtype;  // default: as ModelOptions
   int expert_bits = 0;              // packs: precision of routed experts; 0: all there is
   int prefill_chunk = 512;
+  TierOptions tiers;    // packs only
+  bool warm_up = true;  // false: the first counted run finds cold caches
   uint64_t seed = 1;
+  double temperature = -1;  // of decoding; 0: greedy, negative: greedy with one stream, else 1
   // Called with a sentence as phases begin; may be empty.
   std::function<void(const std::string&)> progress;
 };
@@ -58,6 +61,10 @@ struct BenchmarkRow {
   std::string bound_by;       // "memory" or "arithmetic"
   double unique_experts_per_step = 0;
   double bytes_per_token = 0;  // weights and KV that a token's share of a step reads
+  // Of routed experts, over all repeats; without tiers everything hits.
+  double hit_rate = 1;
+  double bytes_read_per_token = 0;  // from disk, reads ahead and fills included
+  double stall_fraction = 0;        // of the time: waiting for experts with nothing to compute
 };
 
 struct BenchmarkReport {
@@ -65,7 +72,8 @@ struct BenchmarkReport {
   Roofline roofline;
   std::string model, isa, weight_dtype, kv_dtype;
   double load_seconds = 0;
-  size_t peak_rss_bytes = 0;
+  size_t peak_rss_bytes = 0;  // since the model began to load
+  double disk_bandwidth = 0;  // bytes per second of direct reads of the pack; 0: not a pack
   ModelFootprint footprint;
 };
 

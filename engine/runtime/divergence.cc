@@ -87,7 +87,7 @@ Result<Divergence> EvaluateDivergence(Model& reference, Model& model,
   }
   if (stride >= context) return InvalidArgument("stride must be below context");
 
-  const int step = std::min(reference.options().max_batch_tokens, model.options().max_batch_tokens);
+  const int step = std::min(reference.options().max_logit_rows, model.options().max_logit_rows);
   std::vector<int32_t> blocks(static_cast<size_t>((context + kKvBlockTokens - 1) / kKvBlockTokens));
   std::iota(blocks.begin(), blocks.end(), 0);
   Comparison comparison;

@@ -93,7 +93,7 @@ class ThreadedEngine final : public Engine {
   void Run() {
     std::vector<Submission> submissions;
     std::vector<RequestId> cancels;
-    for (bool stopping = false, busy = false; !stopping;) {
+    for (bool stopping = false, busy = true; !stopping;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
         if (!busy) {
@@ -112,7 +112,7 @@ class ThreadedEngine final : public Engine {
       submissions.clear();
       for (RequestId id : cancels) core_.Cancel(id);
       cancels.clear();
-      busy = !stopping && core_.Step();
+      busy = !stopping && (core_.Step() || model_->Background());
       Pulse();
     }
     core_.CancelAll();

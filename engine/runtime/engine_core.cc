@@ -18,6 +18,9 @@ EngineOptions Lower(EngineOptions options, const ModelOptions& model) {
   options.max_batch_tokens = std::min(options.max_batch_tokens, model.max_batch_tokens);
   options.max_running =
       std::min({options.max_running, model.max_sequences, options.max_batch_tokens});
+  if (model.max_logit_rows > 0 && model.max_logit_rows < options.max_batch_tokens) {
+    options.max_running = std::min(options.max_running, model.max_logit_rows - 1);
+  }
   return options;
 }
 
@@ -29,6 +32,7 @@ SchedulerOptions ForScheduler(const EngineOptions& options, const ModelOptions& 
   s.max_batch_tokens = options.max_batch_tokens;
   s.prefill_chunk = options.prefill_chunk;
   s.ageing_seconds = options.ageing_seconds;
+  s.max_rows = model.max_logit_rows;
   return s;
 }
 
@@ -188,10 +192,14 @@ bool EngineCore::Step() {
   std::span<const float> rows = RunModel(batch);
   results_.assign(batch.chunks.size(), ChunkResult{});
   outputs_.resize(batch.chunks.size());
+  for (const ChunkFailure& failure : model_->failures()) {
+    results_[failure.chunk].failed = true;
+    Find(batch.chunks[failure.chunk].id).error = failure.error;
+  }
   for (size_t i = 0; i < batch.chunks.size(); ++i) {
     const size_t count = RowCount(batch.chunks[i]) * static_cast<size_t>(vocab_);
     SLUICE_CHECK(count <= rows.size(), "the model returned fewer rows than asked for");
-    ReadRows(i, batch.chunks[i], rows.first(count));
+    if (!results_[i].failed) ReadRows(i, batch.chunks[i], rows.first(count));
     rows = rows.subspan(count);
   }
   scheduler_.Commit(results_, &ends_);
@@ -204,9 +212,10 @@ bool EngineCore::Step() {
   stats_.expert_assignments += static_cast<uint64_t>(forward.expert_assignments);
   stats_.unique_experts += static_cast<uint64_t>(forward.unique_experts);
   const int sequences = static_cast<int>(batch.chunks.size());
+  // Before anybody can see that a request is done.
+  if (observer_) observer_(batch.tokens, sequences, seconds);
   Deliver(batch, end);
   Publish();
-  if (observer_) observer_(batch.tokens, sequences, seconds);
   return true;
 }
 
@@ -227,7 +236,8 @@ void EngineCore::NoteSchedule(const Batch& batch, TimePoint now) {
 std::span<const float> EngineCore::RunModel(const Batch& batch) {
   chunks_.clear();
   for (const ScheduledChunk& chunk : batch.chunks) {
-    chunks_.push_back({chunk.tokens, chunk.position, chunk.kv_blocks, ForModel(chunk.rows)});
+    chunks_.push_back({chunk.tokens, chunk.position, chunk.kv_blocks, ForModel(chunk.rows),
+                       static_cast<int64_t>(chunk.id)});
   }
   return model_->Forward(chunks_);
 }

@@ -31,6 +31,9 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   SLUICE_CHECK(options.max_running > 0 && options.max_running <= options.max_batch_tokens,
                "every running sequence must be able to decode in one step");
   SLUICE_CHECK(options.ageing_seconds > 0);
+  const bool all_rows = options.max_rows == 0 || options.max_rows >= options.max_batch_tokens;
+  prompt_rows_ = all_rows ? options.max_batch_tokens : options.max_rows - options.max_running;
+  SLUICE_CHECK(prompt_rows_ > 0, "prompts whose rows are wanted must get on");
   running_.reserve(static_cast<size_t>(options.max_running));
 }
 
@@ -109,6 +112,15 @@ bool Scheduler::Grow(Sequence* sequence) {
   return true;
 }
 
+int Scheduler::ChunkTokens(const Sequence& sequence, int budget) const {
+  const int left = sequence.size() - sequence.computed;
+  const int count = std::min({options_.prefill_chunk, left, budget});
+  const bool rows = sequence.spec.prompt_rows &&
+                    std::max(sequence.prompt_rows_done, sequence.computed) <
+                        sequence.prompt_size - 1;
+  return rows ? std::min(count, prompt_rows_left_) : count;
+}
+
 void Scheduler::AddChunk(const Sequence& sequence, int count) {
   ScheduledChunk& chunk = batch_.chunks.emplace_back();
   const int end = sequence.computed + count;
@@ -126,6 +138,7 @@ void Scheduler::AddChunk(const Sequence& sequence, int count) {
     const int limit = std::min(sequence.prompt_size - 1, end);
     if (begin < limit) {
       chunk.rows = RowsWanted::kAll;
+      prompt_rows_left_ -= count;
       chunk.prompt_rows_begin = begin - sequence.computed;
       chunk.prompt_rows_end = limit - sequence.computed;
     }
@@ -139,6 +152,8 @@ void Scheduler::AdmitWaiting(int* budget) {
     const int64_t most = sequence->prompt_size + static_cast<int64_t>(sequence->spec.max_tokens);
     const int needed = BlocksFor(std::min<int64_t>(sequence->size() + 1, most));
     if (pool_.free() < needed + running()) return;
+    const int count = ChunkTokens(*sequence, *budget);
+    if (count == 0) return;
     waiting_.pop_back();
     if (sequence->state == SequenceState::kWaiting) {
       batch_.first_scheduled.push_back(sequence->spec.id);
@@ -147,7 +162,6 @@ void Scheduler::AdmitWaiting(int* budget) {
     const int blocks = BlocksFor(sequence->size());
     for (int i = 0; i < blocks; ++i) sequence->blocks.push_back(pool_.Allocate());
     InsertSorted(&running_, sequence, ServedBefore);
-    const int count = std::min({options_.prefill_chunk, sequence->size(), *budget});
     AddChunk(*sequence, count);
     *budget -= count;
   }
@@ -159,6 +173,7 @@ const Batch& Scheduler::Schedule() {
   batch_.first_scheduled.clear();
   batch_.preempted.clear();
   batch_.tokens = 0;
+  prompt_rows_left_ = prompt_rows_;
   // A victim always has a larger rank than the sequence that grows, so it is behind `i` and not yet
   // in the batch.
   for (size_t i = 0; i < running_.size(); ++i) {
@@ -172,7 +187,8 @@ const Batch& Scheduler::Schedule() {
     const int left = sequence->size() - sequence->computed;
     if (left == 1) continue;
     if (budget == 0) break;
-    const int count = std::min({options_.prefill_chunk, left, budget});
+    const int count = ChunkTokens(*sequence, budget);
+    if (count == 0) continue;
     AddChunk(*sequence, count);
     budget -= count;
   }

@@ -15,7 +15,8 @@
 //   A step. First one token for every running sequence that decodes; then chunks of at most
 //   prefill_chunk tokens for running sequences whose prompt is not computed, in order; then
 //   waiting sequences are admitted in order, while the budget of max_batch_tokens, max_running and
-//   the KvBlocks last. The head of the line is never overtaken for want of blocks.
+//   the KvBlocks last. Chunks of prompts whose rows are wanted are cut so that a step has at most
+//   max_rows rows, one being kept for every other sequence that may run. The head of the line is never overtaken for want of blocks.
 //   Blocks. Admission takes blocks for all current tokens, and needs room for one more token and
 //   one spare block per sequence that runs already (so that newcomers are not preempted at once).
 //   Decoding takes a block when a token needs it.
@@ -53,6 +54,8 @@ struct SchedulerOptions {
   int max_running = 64;  // REQUIRED <= max_batch_tokens
   int max_batch_tokens = 512;
   int prefill_chunk = 256;
+  int max_rows = 0;  // logits rows of one step; 0: max_batch_tokens. REQUIRED > max_running, or
+                     // >= max_batch_tokens
   double ageing_seconds = 10;  // waiting this long is worth one level of priority; REQUIRED > 0
 };
 
@@ -128,6 +131,8 @@ class Scheduler {
 
  private:
   int BlocksFor(int64_t tokens) const;
+  // Tokens of the sequence's next chunk, 0 when the step has no rows left for it.
+  int ChunkTokens(const Sequence& sequence, int budget) const;
   bool Grow(Sequence* sequence);
   void Preempt(Sequence* sequence);
   void AdmitWaiting(int* budget);
@@ -142,6 +147,8 @@ class Scheduler {
   std::vector<Sequence*> running_;  // best rank first
   std::vector<Sequence*> waiting_;  // best rank last
   Batch batch_;
+  int prompt_rows_ = 0;       // of one step
+  int prompt_rows_left_ = 0;  // of the step being made
   bool in_step_ = false;
   uint64_t arrivals_ = 0;
 };

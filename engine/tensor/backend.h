@@ -139,16 +139,17 @@ struct MlpGroup {
   PackedMatrix down;              // [hidden, intermediate]
   const int32_t* rows = nullptr;  // [count] rows of x [host]; null: 0, 1, 2, ...
   int count = 0;
+  int64_t first_output = -1;  // row of y for rows[0], the others follow; -1: past the group before
 };
 
-// y[n] = down(silu(gate(x[rows[i]])) * up(x[rows[i]])), n counting assignments through the groups
-// in order. Each group's weights are read once, whatever its count.
+// y[first_output + i] = down(silu(gate(x[rows[i]])) * up(x[rows[i]])) for every group. Each group's
+// weights are read once, whatever its count.
 struct MlpArgs {
   const float* x = nullptr;  // [.., hidden] at x_stride
   ptrdiff_t x_stride = 0;
   int hidden = 0;
   std::span<const MlpGroup> groups;  // [host]
-  float* y = nullptr;                // [sum of counts, hidden]
+  float* y = nullptr;                // [.., hidden]
   // Nullable: receives what the down projections read, [count, intermediate] group after group.
   float* down_inputs = nullptr;
 };

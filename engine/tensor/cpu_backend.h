@@ -149,7 +149,7 @@ class CpuBackend final : public Backend {
   std::vector<Chunk> chunks_;
   std::vector<Tile> tiles_;
   struct GroupPlace {
-    int64_t row;    // first assignment
+    int64_t row;    // of y, first assignment
     int64_t value;  // first float in mlp_values_
     int tile;       // first tile
     int tile_count;

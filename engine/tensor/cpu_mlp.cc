@@ -122,6 +122,7 @@ void CpuBackend::Mlp(const MlpArgs& args) {
   SLUICE_CHECK(static_cast<int>(args.groups.size()) <= limits_.max_mlp_groups);
   places_.clear();
   int64_t row = 0;
+  int64_t output = 0;
   int64_t value = 0;
   int64_t up_cost = 0;
   int64_t down_cost = 0;
@@ -130,7 +131,9 @@ void CpuBackend::Mlp(const MlpArgs& args) {
                  group.down.rows == args.hidden &&
                  group.gate.activation_form() == group.up.activation_form() &&
                  group.gate.rows == group.up.rows && group.down.cols == group.gate.rows);
-    places_.push_back({row, value, 0, 0});
+    if (group.first_output >= 0) output = group.first_output;
+    places_.push_back({output, value, 0, 0});
+    output += group.count;
     row += group.count;
     value += static_cast<int64_t>(group.count) * group.gate.rows;
     up_cost += group.gate.panels() * PanelCost(2 * group.gate.panel_bytes(), group.count);

@@ -10,6 +10,7 @@
 #include "server/commands/commands.h"
 #include "server/commands/model_path.h"
 #include "server/commands/progress.h"
+#include "server/commands/settings.h"
 #include "server/config/cache_dir.h"
 
 namespace sluice {
@@ -28,6 +29,7 @@ Examples:
 struct Arguments {
   BenchmarkOptions options;
   std::string model, cache_directory, isa = "auto", kv_dtype = "auto";
+  CommandLine experts;
   bool json = false;
 };
 
@@ -53,6 +55,10 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
           {"peak_macs_per_second", report.roofline.macs_per_second},
           {"peak_f32_macs_per_second", report.roofline.f32_macs_per_second},
           {"weight_bytes", report.footprint.weight_bytes},
+          {"hit_rate", row.hit_rate},
+          {"bytes_read_per_token", row.bytes_read_per_token},
+          {"stall_fraction", row.stall_fraction},
+          {"disk_bandwidth", report.disk_bandwidth},
           {"peak_rss", report.peak_rss_bytes},
           {"load_seconds", report.load_seconds}};
 }
@@ -72,6 +78,17 @@ void PrintTable(const BenchmarkReport& report) {
     std::printf("%-8s %7d %8d %7d %7d %10.1f %10.1f %10.1f %10.1f %6.1f  %s\n", row.test.c_str(),
                 row.prompt, row.generate, row.streams, row.threads, row.tokens_per_second, row.min,
                 row.max, row.bound, 100 * row.bound_fraction, row.bound_by.c_str());
+  }
+  for (const BenchmarkRow& row : report.rows) {
+    if (row.bytes_read_per_token == 0 && row.hit_rate == 1) continue;
+    std::printf(
+        "%-8s experts in memory %.1f%%, %.1f MB read from disk per token, %.1f%% of the "
+        "time waiting for them\n",
+        row.test.c_str(), 100 * row.hit_rate, row.bytes_read_per_token / 1e6,
+        100 * row.stall_fraction);
+  }
+  if (report.disk_bandwidth > 0) {
+    std::printf("direct reads of the pack: %.2f GB/s\n", report.disk_bandwidth / 1e9);
   }
 }
 
@@ -105,6 +122,12 @@ int Run(const Arguments& arguments) {
     return kExitRuntime;
   }
   options.model = *path;
+  const Result<LoadedConfig> settings = LoadConfig("", arguments.experts.Values());
+  if (!settings) {
+    std::fprintf(stderr, "sluice bench: %s\n", settings.error().message.c_str());
+    return kExitUsage;
+  }
+  options.tiers = MakeTierOptions(settings->values.experts);
   const Result<BenchmarkReport> report = RunBenchmark(options);
   if (!report) {
     std::fprintf(stderr, "sluice bench: %s\n", report.error().message.c_str());
@@ -161,6 +184,13 @@ void AddBench(CLI::App& app, int* exit_code) {
                    "Kernels to use: auto, scalar, avx2, avx512, avx512bf16, neon")
       ->capture_default_str();
   command->add_option("--seed", o.seed, "Seed of the random prompts")->capture_default_str();
+  command->add_option("--temperature", o.temperature,
+                      "Of decoding; default: 0 (greedy) with one stream, else 1. Random weights "
+                      "repeat themselves when greedy, which flatters caches");
+  command->add_flag(
+      "--cold", [arguments](int64_t) { arguments->options.warm_up = false; },
+      "No warm-up: the first run finds caches cold");
+  AddSectionSettings(*command, "experts", arguments->experts);
   command->add_flag("--json", arguments->json, "Print a JSON array instead of the table");
   command->callback([arguments, exit_code] { *exit_code = Run(*arguments); });
 }

@@ -5,10 +5,12 @@
 
 #include "engine/arch/hf_config.h"
 #include "engine/base/json.h"
+#include "engine/base/process_memory.h"
 #include "engine/model/model.h"
 #include "server/api/model_codec.h"
 #include "server/commands/model_path.h"
 #include "server/commands/progress.h"
+#include "server/commands/settings.h"
 #include "server/config/cache_dir.h"
 #include "server/config/memory.h"
 #include "server/system/notify.h"
@@ -32,10 +34,14 @@ Result<KvDType> ChooseKvDType(const std::string& setting, const ModelFiles& file
   return KvDType::kF16;
 }
 
+// Bytes of weights that must be resident: of a pack all but its routed experts.
 uint64_t WeightBytes(const fs::path& directory) {
   uint64_t bytes = 0;
   std::error_code error;
-  if (!fs::is_directory(directory, error)) return fs::file_size(directory, error);  // a pack
+  if (!fs::is_directory(directory, error)) {
+    const Result<uint64_t> dense = DensePackBytes(directory);
+    return dense ? *dense : fs::file_size(directory, error);
+  }
   for (fs::directory_iterator it(directory, error), end; !error && it != end; it.increment(error)) {
     if (it->path().extension() != ".safetensors") continue;
     std::error_code ignored;
@@ -61,7 +67,8 @@ Result<KvPlan> MakeKvPlan(const Config& config, const fs::path& path, const Mode
   const Result<int> wanted = WantedContext(config.model, model);
   if (!wanted) return wanted.error();
   const size_t block_bytes = KvBytesPerBlock(model, kv_dtype);
-  const uint64_t available = AvailableMemoryBytes();
+  const auto budget = static_cast<uint64_t>(config.experts.memory_budget.count);
+  const uint64_t available = budget > 0 ? budget : AvailableMemoryBytes();
   const KvPlan plan = PlanKv(static_cast<uint64_t>(config.model.kv_memory.count), available,
                              WeightBytes(path), block_bytes, kKvBlockTokens, *wanted);
   if (plan.blocks == 0) {
@@ -102,11 +109,19 @@ Result<std::unique_ptr<Model>> LoadModel(const Config& config, const fs::path& p
   options.threads = config.engine.threads;
   options.max_batch_tokens = config.engine.max_batch_tokens;
   options.max_sequences = config.engine.max_running;
+  // Prompts whose log-probabilities are wanted get 64 rows a step: the output head's rows are
+  // large.
+  options.max_logit_rows = std::min(config.engine.max_batch_tokens, config.engine.max_running + 64);
   options.max_context = plan->context;
   options.kv_blocks = plan->blocks;
   options.kv_dtype = *kv_dtype;
   options.expert_bits = config.model.precision;
   options.activation_bits = config.engine.activation_bits;
+  options.tiers = MakeTierOptions(config.experts);
+  if (options.tiers.memory_budget == 0) {
+    const uint64_t most = AvailableMemoryBytes() + ResidentBytes();
+    options.tiers.memory_budget = most - most / 16;
+  }
   options.progress = [shown = -1](double fraction) mutable {
     const int tenth = static_cast<int>(fraction * 10);
     if (tenth == shown) return;

@@ -30,19 +30,39 @@ const char* ValueName(const Setting& setting) {
   return setting.key == "path" || setting.key == "api_keys_file" ? "PATH" : "TEXT";
 }
 
+void AddSetting(const Setting& setting, CLI::App& command, CommandLine& line) {
+  auto given = std::make_unique<CommandLine::Given>(CommandLine::Given{&setting, {}});
+  command.add_option(std::string(setting.flag), given->text, HelpText(setting))
+      ->option_text(ValueName(setting))
+      ->group(GroupName(setting.section));
+  line.options.push_back(std::move(given));
+}
+
 }  // namespace
+
+TierOptions MakeTierOptions(const ExpertSettings& settings) {
+  TierOptions options;
+  options.memory_budget = static_cast<uint64_t>(settings.memory_budget.count);
+  options.policy = settings.policy;
+  options.cache = settings.cache == "on";
+  options.guard_prefetch = settings.prefetch == "auto";
+  options.predictor = options.guard_prefetch ? "cross-layer" : settings.prefetch;
+  if (options.predictor == "off") options.predictor.clear();
+  return options;
+}
+
+void AddSectionSettings(CLI::App& command, const std::string& section, CommandLine& line) {
+  line.command = &command;
+  for (const Setting& setting : Settings()) {
+    if (setting.section == section) AddSetting(setting, command, line);
+  }
+}
 
 void AddSettings(CLI::App& command, CommandLine& line) {
   line.command = &command;
   command.add_option("--config", line.config_file, "TOML file of settings (config/sluice.toml).")
       ->option_text("FILE");
-  for (const Setting& setting : Settings()) {
-    auto given = std::make_unique<CommandLine::Given>(CommandLine::Given{&setting, {}});
-    command.add_option(std::string(setting.flag), given->text, HelpText(setting))
-        ->option_text(ValueName(setting))
-        ->group(GroupName(setting.section));
-    line.options.push_back(std::move(given));
-  }
+  for (const Setting& setting : Settings()) AddSetting(setting, command, line);
 }
 
 std::vector<CommandLineValue> CommandLine::Values() const {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/base/log.h"
+#include "engine/model/model.h"
 #include "server/config/load.h"
 #include "server/http/server.h"
 
@@ -31,6 +32,11 @@ struct CommandLine {
 
 // Adds --config and one option per setting to `command`. `line` outlives it.
 void AddSettings(CLI::App& command, CommandLine& line);
+// The same for one section and without --config: for commands that share a part of the settings.
+void AddSectionSettings(CLI::App& command, const std::string& section, CommandLine& line);
+
+// What the settings of routed experts mean to the engine. memory_budget 0 stays 0.
+TierOptions MakeTierOptions(const ExpertSettings& settings);
 
 LogLevel ParseLogLevel(const std::string& name);  // REQUIRES: a choice of log.level
 LogFormat ParseLogFormat(const std::string& name);

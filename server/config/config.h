@@ -45,6 +45,14 @@ struct ModelSettings {
   int precision = 0;      // bits of routed experts, of packs; 0: all there is
 };
 
+// Where a pack's routed experts live. `bench` and `eval` take the same settings.
+struct ExpertSettings {
+  Bytes memory_budget{0};  // of the whole process; 0: what the machine or its cgroup leaves
+  std::string policy = "auto";
+  std::string prefetch = "auto";
+  std::string cache = "on";
+};
+
 struct EngineSettings {
   int threads = 0;  // 0: the cores that the process may use
   std::string cpu_isa = "auto";
@@ -68,6 +76,7 @@ struct MetricsSettings {
 struct Config {
   ServerSettings server;
   ModelSettings model;
+  ExpertSettings experts;
   EngineSettings engine;
   LogSettings log;
   MetricsSettings metrics;

@@ -25,6 +25,7 @@ FakeModel::FakeModel(const FakeModelOptions& options) : fake_(options) {
   config_.max_positions = options.max_context;
   config_.eos_ids = options.eos_ids;
   model_options_.max_batch_tokens = options.max_batch_tokens;
+  model_options_.max_logit_rows = options.max_batch_tokens;
   model_options_.max_sequences = options.max_sequences;
   model_options_.max_context = options.max_context;
   model_options_.kv_blocks = options.kv_blocks;

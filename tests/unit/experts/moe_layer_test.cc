@@ -1,5 +1,6 @@
 // One expert layer against plain loops in double precision.
 #include "engine/experts/moe_layer.h"
+#include "engine/experts/resident_experts.h"
 
 #include <algorithm>
 #include <cmath>
@@ -31,7 +32,7 @@ Numbers Values(size_t count, uint32_t seed) {
 // A layer's weights in both forms.
 class Layer {
  public:
-  explicit Layer(Backend* backend) : backend_(backend), experts(1, kExperts) {
+  explicit Layer(Backend* backend) : backend_(backend), experts(ExpertSpace{1, kExperts}) {
     norm = Values(kHidden, 1);
     moe.norm = norm.data();
     moe.router = Pack(kExperts, kHidden, &router);
@@ -129,7 +130,7 @@ TEST_CASE("A sparse layer adds its chosen experts and its shared expert to the s
         const Numbers x = Values(static_cast<size_t>(tokens) * kHidden, 77);
         Numbers hidden = x;
         MoeStats stats;
-        runner->Run(0, layer.moe, layer.experts, tokens, hidden.data(), &stats);
+        runner->Run(0, layer.moe, &layer.experts, {.count = tokens}, hidden.data(), &stats);
         CHECK(stats.assignments == 2 * tokens);
 
         std::vector<bool> touched(kExperts);
@@ -187,7 +188,7 @@ TEST_CASE("A dense layer adds its one network and touches no expert", "[experts]
   const Numbers x = Values(3 * kHidden, 78);
   Numbers hidden = x;
   MoeStats stats;
-  runner->Run(0, weights, layer.experts, 3, hidden.data(), &stats);
+  runner->Run(0, weights, &layer.experts, {.count = 3}, hidden.data(), &stats);
   CHECK(stats.assignments == 0);
   CHECK(stats.unique_experts == 0);
   for (int t = 0; t < 3; ++t) {
@@ -267,9 +268,9 @@ TEST_CASE("An observer sees every network's inputs, outputs and weights, and cha
     Numbers expected = x;
     Numbers hidden = x;
     MoeStats stats;
-    plain->Run(0, weights, layer.experts, kTokens, expected.data(), &stats);
+    plain->Run(0, weights, &layer.experts, {.count = kTokens}, expected.data(), &stats);
     stats = {};
-    observed->Run(0, weights, layer.experts, kTokens, hidden.data(), &stats);
+    observed->Run(0, weights, &layer.experts, {.count = kTokens}, hidden.data(), &stats);
     CHECK(hidden == expected);
     CHECK(recorder.networks == stats.unique_experts + 1);
     CHECK(recorder.worst < 1e-5);

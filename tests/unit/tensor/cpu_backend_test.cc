@@ -297,7 +297,8 @@ TEST_CASE("Attention over long contexts is the same for every number of threads"
       const auto backend = MakeBackend(threads);
       std::vector<float> out(q.size(), -1.0f);
       PagedAttentionArgs args;
-      args.kv = {DType::kF32, k.data(), v.data(), stride, stride, kv_heads, kHeadDim};
+      const size_t block_bytes = stride * sizeof(float);
+      args.kv = {KvDType::kF32, k.data(), v.data(), block_bytes, block_bytes, kv_heads, kHeadDim};
       args.heads = kHeads;
       args.q = q.data();
       args.out = out.data();

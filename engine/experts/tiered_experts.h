@@ -1,0 +1,138 @@
+// Experts from a cache in front of a disk: the tiers that an expert layer sees as one ExpertSource.
+//
+// One layer of a step: what is resident is pinned and handed over at once; reads of what is missing
+// are queued, the experts that most tokens wait for first; then reads of what the layers ahead will
+// probably want, as far as the disk has time for them; experts are handed over as they land. So the
+// disk works while the resident experts compute, and a step waits only when nothing is left to
+// compute. When a layer needs more than the cache holds, experts come in waves: those computed make
+// room for the next.
+//
+// Results do not depend on any of it: an expert is computed from all the planes that the pack's
+// precision asks for, or its tokens fail.
+//
+// Threads: one owner thread (the engine thread).
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "engine/base/clock.h"
+#include "engine/experts/expert_cache.h"
+#include "engine/experts/expert_predictor.h"
+#include "engine/experts/expert_source.h"
+#include "engine/experts/expert_store.h"
+#include "engine/experts/tier_stats.h"
+
+namespace sluice {
+
+struct TieredOptions {
+  bool keep = true;        // off: load on demand; nothing outlives its layer
+  bool read_ahead = true;  // off: no read is issued before its layer asks
+};
+
+class TieredExperts final : public ExpertSource {
+ public:
+  // All but `clock` are owned. `predictor` may be null: then nothing is read ahead. What is
+  // missing is read into free memory, from the first layer on, as soon as time allows.
+  TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> store,
+                std::unique_ptr<ExpertPredictor> predictor, const TieredOptions& options,
+                const Clock* clock);
+  ~TieredExperts() override;
+
+  void Begin(int layer, std::span<const ExpertDemand> demands, const RoutedTokens& routed) override;
+  std::span<const ReadyExpert> Next(bool wait) override;
+  void End() override;
+  void BeginStep(int tokens) override;
+  void EndStep() override;
+  int horizon() const override;
+  void Predict(int layer, int distance, const GateScores& scores) override;
+
+  // Between steps. Fills free memory a little, taking up to a few milliseconds; false when there is
+  // nothing to do.
+  bool Background();
+  // Between steps. Evicts down to `bytes`, or lets the cache grow to them.
+  void SetMemory(size_t bytes);
+  const ExpertCache& cache() const { return cache_; }
+  // Cheap enough for several times a second, not for every step.
+  ExpertTierStats stats() const;
+
+ private:
+  enum class Purpose : uint8_t { kNone, kDemand, kPredicted, kFill };
+  struct Flight {
+    Purpose purpose = Purpose::kNone;  // of the read that is queued or in flight
+    bool ahead = false;                // resident by prediction, not asked for yet
+    int demand = -1;                   // of the open layer
+  };
+  struct Ahead {
+    std::vector<float> probability;                 // [experts_per_layer]
+    std::vector<std::pair<float, int>> candidates;  // (probability, place), the likeliest first
+    size_t next = 0;                                // candidates before it were looked at
+    bool valid = false;                             // made in this step for the coming visit
+  };
+
+  using TimePoint = std::chrono::steady_clock::time_point;
+
+  void Submit(int place, Purpose purpose, int urgency);
+  // Takes a read that ended or changes its purpose out of the counts of its purpose.
+  void Settle(int place);
+  void Land(const LandedRead& landed);
+  void Collect(bool wait);
+  // Queues reads of missing_, while there is memory.
+  void PumpDemand();
+  // Queues predicted reads, then fills.
+  void PumpAhead();
+  void PumpFill();
+  // Makes ahead_[layer] for the coming visit.
+  void EstimateLayer(int layer);
+  // Forgets a read that has not begun; false when it has.
+  bool Withdraw(int place);
+  // Withdraws predicted reads for `layer`, whose experts are now known; -1: predicted reads and
+  // fills of all layers.
+  void Drop(int layer);
+  void ReleaseHandedOver();
+  void FailDemand(int demand, Error error);
+  bool reading_ahead() const;
+
+  ExpertCache cache_;
+  std::unique_ptr<ExpertPredictor> predictor_;
+  const TieredOptions options_;
+  const Clock* const clock_;
+  const ExpertSpace space_;
+
+  std::vector<Flight> flights_;  // [place]
+  std::vector<int> predicted_;   // places with a predicted read queued or in flight
+  size_t predicted_bytes_ = 0;   // of these
+  int fill_flights_ = 0;
+  int flights_total_ = 0;
+  int fill_next_ = 0;  // places before it need no fill
+
+  // The open layer.
+  int layer_ = -1;
+  std::span<const ExpertDemand> demands_;
+  std::vector<int> missing_;  // demands, the most wanted first
+  size_t missing_next_ = 0;
+  size_t outstanding_ = 0;  // demands not handed over
+  std::vector<ReadyExpert> ready_;
+  std::vector<ReadyExpert> handed_over_;
+  std::vector<Error> errors_;  // [demand]
+
+  // The step.
+  int64_t steps_ = 0;
+  std::vector<int64_t> heat_step_;  // [place] when its heat was last brought up to date
+  int tokens_ = 0;
+  TimePoint step_begin_;
+  double layer_seconds_ = 0;     // of the last step
+  double bytes_per_second_ = 0;  // of the disk, so far
+  std::vector<Ahead> ahead_;     // [layer]
+
+  std::vector<ExpertUse> uses_;
+  std::vector<LandedRead> landed_;
+  ExpertTierStats stats_;               // layers and heat; the rest is added by stats()
+  std::unique_ptr<ExpertStore> store_;  // last: its reads write into the cache's memory
+};
+
+}  // namespace sluice
