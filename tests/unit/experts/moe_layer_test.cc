@@ -1,12 +1,12 @@
 // One expert layer against plain loops in double precision.
 #include "engine/experts/moe_layer.h"
-#include "engine/experts/resident_experts.h"
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
+#include "engine/experts/resident_experts.h"
 #include "engine/tensor/cpu_backend.h"
 #include "tests/support/catch.h"
 
