@@ -11,7 +11,7 @@ Result<std::unique_ptr<ExpertPredictor>> MakeExpertPredictor(std::string_view na
                                                              int experts_per_token,
                                                              const ExpertPrior& prior) {
   constexpr CrossLayerOptions kCounted[] = {
-      {}, {"previous-token", false, true}, {"prior", false, false}};
+      {}, {"previous-token", false, StreamHistory::kLastChose}, {"prior", false, 0}};
   for (const CrossLayerOptions& options : kCounted) {
     if (name != options.name) continue;
     return std::unique_ptr<ExpertPredictor>(

@@ -9,13 +9,18 @@
 namespace sluice {
 namespace {
 
-// Margins: four buckets per octave of the ratio to the k-th best score, eight octaves each way.
-constexpr int kMargins = 64;
-constexpr int kMarginShift = 21;  // of the bits of a float: two bits of the mantissa stay
+// Margins: eight buckets per octave of the ratio to the k-th best score, eight octaves each way.
+constexpr int kMargins = 128;
+constexpr int kMarginsPerOctave = 8;
+constexpr int kMarginShift = 20;  // of the bits of a float: three bits of the mantissa stay
 
 constexpr float kTableWindow = 1024;     // tokens
 constexpr float kCurvatureWindow = 256;  // tokens
 constexpr float kStepSize = 0.02f;
+// Of the constants per expert. Fast with gates; slow without, where they only repeat what history
+// and usage say.
+constexpr float kConstantStep = 0.02f;
+constexpr float kConstantStepNoGates = 0.003f;
 constexpr int kLearnedTokens = 4;  // of a step: its cost must not grow with the batch
 
 constexpr float kLossWindow = 2048;   // (layer, token) pairs
@@ -42,13 +47,14 @@ CrossLayerPredictor::CrossLayerPredictor(const CrossLayerOptions& options, Exper
     : options_(options),
       space_(space),
       experts_per_token_(experts_per_token),
-      last_(space),
+      history_(space),
       usage_(space, experts_per_token, prior),
       gate_truths_(options.gates ? space.layers * (kMaxHorizon + 1) : 0, kMargins, kTableWindow),
-      previous_truths_(space.layers, 2, kTableWindow),
+      history_truths_(space.layers, StreamHistory::kCodes, kTableWindow),
       losses_{} {
   const auto experts = static_cast<size_t>(space.experts_per_layer);
   const float even = static_cast<float>(experts_per_token) / static_cast<float>(experts);
+  even_odds_ = LogOdds(even);
   // As many tokens as leave a twentieth of the experts untouched, if they chose evenly.
   max_scored_tokens_ = std::max(1, static_cast<int>(std::log(0.05f) / std::log1p(-even)));
   if (experts_per_token == space.experts_per_layer) max_scored_tokens_ = 0;
@@ -57,28 +63,33 @@ CrossLayerPredictor::CrossLayerPredictor(const CrossLayerOptions& options, Exper
   stats_.control.resize(static_cast<size_t>(space.layers));
   log_odds_.resize(experts);
   chosen_.resize(experts);
-  last_flags_.resize(experts);
+  codes_.resize(experts);
   top_.resize(static_cast<size_t>(experts_per_token));
+  constants_.resize(constant_row(space.layers, 0));
+  constant_curvatures_.resize(constants_.size(), 0.1f);
 
   for (int layer = 0; layer < space.layers; ++layer) {
     const float again = std::max(0.4f, even);
-    previous_truths_.Believe(layer, 1, again, 16);
-    previous_truths_.Believe(layer, 0, std::min(even, (1 - again) * even / (1 - even)), 16);
+    const float otherwise = std::min(even, (1 - again) * even / (1 - even));
+    for (int code = 0; code < StreamHistory::kCodes; ++code) {
+      const bool chose = (code & StreamHistory::kLastChose) != 0;
+      history_truths_.Believe(layer, code, chose ? again : otherwise, 2);
+    }
     for (int d = 0; d <= kMaxHorizon && options.gates; ++d) {
       // A guess about guesses: certain at distance 0, flatter with every layer.
       const float slope = d == 0 ? 8.0f : 2.0f / static_cast<float>(d);
       for (int m = 0; m < kMargins; ++m) {
-        const float octaves = (static_cast<float>(m - kMargins / 2) + 0.5f) / 4;
+        const float octaves = (static_cast<float>(m - kMargins / 2) + 0.5f) / kMarginsPerOctave;
         const float belief = 1 / (1 + std::exp(-slope * octaves));
         gate_truths_.Believe(gate_row(layer, d), m, belief, 2);
       }
     }
   }
   for (int context = 0; context < kContexts; ++context) {
-    const float gate = context == kNoGates ? 0.0f : 1.0f;
-    const float rest = context == kNoGates ? 0.8f : 0.3f;
-    combinations_[context] = {{0, gate, options.previous ? rest : 0, rest}, {1, 1, 1, 1}};
-    if (!options.previous && context == kNoGates) combinations_[context].weight[3] = 1;
+    const bool gates = context != kNoGates;
+    const float history = options.history == 0 ? 0 : gates ? 0.3f : 0.8f;
+    const float usage = options.history == 0 ? 1 : gates ? 0.3f : 0.8f;
+    combinations_[context] = {{0, gates ? 1.0f : 0.0f, history, usage}, {1, 1, 1, 1}};
   }
 }
 
@@ -114,26 +125,37 @@ void CrossLayerPredictor::OnScores(int layer, int distance, const GateScores& sc
   }
 }
 
-void CrossLayerPredictor::Sum(int layer, int context, const uint8_t* margins, const uint8_t* last) {
+const uint8_t* CrossLayerPredictor::HistoryOf(int64_t stream, int layer) {
+  if (options_.history == 0) return nullptr;
+  const uint8_t* codes = history_.Find(stream, layer);
+  if (codes == nullptr || options_.history == StreamHistory::kCodes - 1) return codes;
+  for (size_t e = 0; e < codes_.size(); ++e) codes_[e] = codes[e] & options_.history;
+  return codes_.data();
+}
+
+void CrossLayerPredictor::Sum(int layer, int context, const uint8_t* margins,
+                              const uint8_t* history) {
   const auto& w = combinations_[static_cast<size_t>(context)].weight;
   const size_t experts = log_odds_.size();
   const float* usage = usage_.evidence(layer).data();
-  const float even = LogOdds(static_cast<float>(experts_per_token_) / static_cast<float>(experts));
-  const float base = w[0] + (margins == nullptr ? even : 0);
-  for (size_t e = 0; e < experts; ++e) log_odds_[e] = base + w[3] * usage[e];
+  const float* constants = &constants_[constant_row(layer, context)];
+  const float base = w[0] + (margins == nullptr ? even_odds_ : 0);
+  for (size_t e = 0; e < experts; ++e) log_odds_[e] = base + w[3] * usage[e] + constants[e];
   if (margins != nullptr) {
     const float* gate = gate_truths_.log_odds(gate_row(layer, context));
     for (size_t e = 0; e < experts; ++e) log_odds_[e] += w[1] * gate[margins[e]];
   }
-  if (last != nullptr) {
-    const float* again = previous_truths_.log_odds(layer);
-    const float odds[2] = {w[2] * (again[0] - even), w[2] * (again[1] - even)};
-    for (size_t e = 0; e < experts; ++e) log_odds_[e] += odds[last[e]];
+  if (history != nullptr) {
+    std::array<float, StreamHistory::kCodes> odds;
+    for (size_t i = 0; i < odds.size(); ++i) {
+      odds[i] = w[2] * (history_truths_.log_odds(layer)[i] - even_odds_);
+    }
+    for (size_t e = 0; e < experts; ++e) log_odds_[e] += odds[history[e]];
   }
 }
 
-void CrossLayerPredictor::Miss(std::span<float> probability) const {
-  for (size_t e = 0; e < probability.size(); ++e) probability[e] *= 1 - FromLogOdds(log_odds_[e]);
+void CrossLayerPredictor::Miss(std::span<float> miss) const {
+  for (size_t e = 0; e < miss.size(); ++e) miss[e] *= 1 - FromLogOdds(log_odds_[e]);
 }
 
 void CrossLayerPredictor::Estimate(int layer, int tokens, std::span<float> probability) {
@@ -155,16 +177,16 @@ void CrossLayerPredictor::Estimate(int layer, int tokens, std::span<float> proba
     for (int t = 0; t < e.tokens; ++t) {
       const bool ends = t + 1 == e.tokens || e.streams[t + 1] != e.streams[t];
       if (lasts && !ends) continue;
-      const uint8_t* last =
-          StartsRun(e.streams.data(), t) ? last_.Find(e.streams[t], layer) : nullptr;
-      Sum(layer, context, &e.margins[t * experts], options_.previous ? last : nullptr);
+      const bool starts = StartsRun(e.streams.data(), t);
+      Sum(layer, context, &e.margins[t * experts],
+          starts ? HistoryOf(e.streams[t], layer) : nullptr);
       Miss(probability);
       ++known;
     }
-  } else if (options_.previous) {
+  } else if (options_.history != 0) {
     const int runs = std::min(tokens, static_cast<int>(step_streams_.size()));
     for (; known < runs; ++known) {
-      Sum(layer, kNoGates, nullptr, last_.Find(step_streams_[known], layer));
+      Sum(layer, kNoGates, nullptr, HistoryOf(step_streams_[known], layer));
       Miss(probability);
     }
   }
@@ -180,15 +202,17 @@ void CrossLayerPredictor::Estimate(int layer, int tokens, std::span<float> proba
 }
 
 float CrossLayerPredictor::Learn(int layer, int context, const uint8_t* margins,
-                                 const uint8_t* last) {
+                                 const uint8_t* history) {
   Combination& c = combinations_[static_cast<size_t>(context)];
-  Sum(layer, context, margins, last);
+  Sum(layer, context, margins, history);
   const size_t experts = log_odds_.size();
-  const float even = LogOdds(static_cast<float>(experts_per_token_) / static_cast<float>(experts));
   const float* usage = usage_.evidence(layer).data();
   const float* gate =
       margins != nullptr ? gate_truths_.log_odds(gate_row(layer, context)) : nullptr;
-  const float* again = previous_truths_.log_odds(layer);
+  const float* again = history_truths_.log_odds(layer);
+  float* constants = &constants_[constant_row(layer, context)];
+  float* constant_curvatures = &constant_curvatures_[constant_row(layer, context)];
+  const float constant_step = context == kNoGates ? kConstantStepNoGates : kConstantStep;
   std::array<float, kWeights> slope{};
   std::array<float, kWeights> curvature{};
   float loss = 0;
@@ -196,12 +220,14 @@ float CrossLayerPredictor::Learn(int layer, int context, const uint8_t* margins,
     const float p = FromLogOdds(log_odds_[e]);
     const float error = static_cast<float>(chosen_[e]) - p;
     const float x[kWeights] = {1, gate != nullptr ? gate[margins[e]] : 0,
-                               last != nullptr ? again[last[e]] - even : 0, usage[e]};
+                               history != nullptr ? again[history[e]] - even_odds_ : 0, usage[e]};
     const float spread = p * (1 - p);
     for (int i = 0; i < kWeights; ++i) {
       slope[i] += error * x[i];
       curvature[i] += spread * x[i] * x[i];
     }
+    constant_curvatures[e] += (spread - constant_curvatures[e]) / kCurvatureWindow;
+    constants[e] += constant_step * error / (constant_curvatures[e] + 0.02f);
     loss += error * error;
   }
   for (int i = 0; i < kWeights; ++i) {
@@ -221,28 +247,21 @@ void CrossLayerPredictor::LearnToken(int layer, const RoutedTokens& routed, int 
   std::fill(chosen_.begin(), chosen_.end(), uint8_t{0});
   for (int i = 0; i < k; ++i) chosen_[static_cast<size_t>(ids[i])] = 1;
 
-  const uint8_t* last = nullptr;
-  if (options_.previous && !StartsRun(routed.streams, token)) {
-    std::fill(last_flags_.begin(), last_flags_.end(), uint8_t{0});
-    for (int i = 0; i < k; ++i) last_flags_[static_cast<size_t>(ids[i - k])] = 1;
-    last = last_flags_.data();
-  } else if (options_.previous) {
-    last = last_.Find(routed.streams[token], layer);
-  }
-  const float without = Learn(layer, kNoGates, nullptr, last);
+  const uint8_t* history = HistoryOf(routed.streams[token], layer);
+  const float without = Learn(layer, kNoGates, nullptr, history);
   for (int d = 0; d <= kMaxHorizon && options_.gates; ++d) {
     const Early& e = early(layer, d);
     // Only where tokens correspond one to one: not in the last layer of a prefill.
     if (e.tokens != routed.tokens || e.streams[token] != routed.streams[token]) continue;
     const uint8_t* margins = &e.margins[token * experts];
-    const float with = Learn(layer, d, margins, last);
+    const float with = Learn(layer, d, margins, history);
     Loss& loss = losses_[static_cast<size_t>(d)];
     const float keep = 1 - 1 / kLossWindow;
     loss = {loss.with_gates * keep + with, loss.without_gates * keep + without,
             loss.count * keep + 1};
     gate_truths_.Count(gate_row(layer, d), {margins, experts}, chosen_.data());
   }
-  if (last != nullptr) previous_truths_.Count(layer, {last, experts}, chosen_.data());
+  if (history != nullptr) history_truths_.Count(layer, {history, experts}, chosen_.data());
 }
 
 void CrossLayerPredictor::CountGuesses(int layer, const RoutedTokens& routed) {
@@ -255,8 +274,8 @@ void CrossLayerPredictor::CountGuesses(int layer, const RoutedTokens& routed) {
   };
   if (!options_.gates) {
     const int t = routed.tokens - 1;
-    const bool known = options_.previous && StartsRun(routed.streams, t);
-    Sum(layer, kNoGates, nullptr, known ? last_.Find(routed.streams[t], layer) : nullptr);
+    if (!StartsRun(routed.streams, t)) return;  // its previous token is in this very step
+    Sum(layer, kNoGates, nullptr, HistoryOf(routed.streams[t], layer));
     TopExperts(log_odds_, top_);
     count(&stats_.layers[static_cast<size_t>(layer)], routed.ids + static_cast<ptrdiff_t>(t) * k,
           top_.data());
@@ -297,16 +316,25 @@ void CrossLayerPredictor::OnRouted(int layer, const RoutedTokens& routed) {
   if (layer <= last_layer_) NewStep();
   last_layer_ = layer;
   CountGuesses(layer, routed);
-  const int learned = std::min(routed.tokens, kLearnedTokens);
-  for (int i = 0; i < learned; ++i) LearnToken(layer, routed, routed.tokens * i / learned);
+  // What came before later tokens of a run is not in the history yet: the first ones teach.
+  run_starts_.clear();
+  for (int t = 0; t < routed.tokens; ++t) {
+    if (StartsRun(routed.streams, t)) run_starts_.push_back(t);
+  }
+  const auto runs = static_cast<int64_t>(run_starts_.size());
+  for (int64_t i = 0; i < std::min<int64_t>(runs, kLearnedTokens); ++i) {
+    LearnToken(layer, routed,
+               run_starts_[static_cast<size_t>((steps_ * kLearnedTokens + i) % runs)]);
+  }
 
   usage_.Add(layer, routed.tokens, routed.ids);
   step_streams_.clear();
-  for (int t = 0; t < routed.tokens; ++t) {
-    if (StartsRun(routed.streams, t)) step_streams_.push_back(routed.streams[t]);
-    if (t + 1 < routed.tokens && routed.streams[t + 1] == routed.streams[t]) continue;
-    last_.Set(routed.streams[t], layer, routed.ids + static_cast<ptrdiff_t>(t) * experts_per_token_,
-              experts_per_token_);
+  for (size_t r = 0; r < run_starts_.size(); ++r) {
+    const int begin = run_starts_[r];
+    const int end = r + 1 < run_starts_.size() ? run_starts_[r + 1] : routed.tokens;
+    step_streams_.push_back(routed.streams[begin]);
+    history_.Add(routed.streams[begin], layer, end - begin, experts_per_token_,
+                 routed.ids + static_cast<ptrdiff_t>(begin) * experts_per_token_);
   }
   for (int d = 0; d <= kMaxHorizon && options_.gates; ++d) early(layer, d).tokens = 0;
 }

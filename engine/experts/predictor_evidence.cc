@@ -89,23 +89,46 @@ int StreamRows::Remove(int64_t stream) {
   return row;
 }
 
-const uint8_t* LastChoices::Find(int64_t stream, int layer) const {
+const uint8_t* StreamHistory::Find(int64_t stream, int layer) const {
   const int row = rows_.Find(stream);
   if (row < 0 || !known_[static_cast<size_t>(row) * space_.layers + layer]) return nullptr;
-  return &chosen_[offset(row, layer)];
+  return &codes_[offset(row, layer)];
 }
 
-void LastChoices::Set(int64_t stream, int layer, const int32_t* ids, int count) {
+void StreamHistory::Add(int64_t stream, int layer, int tokens, int experts_per_token,
+                        const int32_t* ids) {
   bool fresh = false;
   const int row = rows_.FindOrAdd(stream, &fresh);
-  chosen_.resize(static_cast<size_t>(rows_.size()) * space_.size());
-  known_.resize(static_cast<size_t>(rows_.size()) * space_.layers);
+  const auto rows = static_cast<size_t>(rows_.size());
+  shares_.resize(rows * space_.size());
+  codes_.resize(rows * space_.size());
+  known_.resize(rows * space_.layers);
   uint8_t* known = &known_[static_cast<size_t>(row) * space_.layers];
   if (fresh) std::fill_n(known, space_.layers, uint8_t{0});
+
+  const int experts = space_.experts_per_layer;
+  float* shares = &shares_[offset(row, layer)];
+  const float even = static_cast<float>(experts_per_token) / static_cast<float>(experts);
+  if (!known[layer]) std::fill_n(shares, experts, even);
   known[layer] = 1;
-  uint8_t* chosen = &chosen_[offset(row, layer)];
-  std::fill_n(chosen, space_.experts_per_layer, uint8_t{0});
-  for (int i = 0; i < count; ++i) chosen[ids[i]] = 1;
+  // Older tokens than this have no weight left.
+  for (int t = std::max(0, tokens - 4 * kHistoryTokens); t < tokens; ++t) {
+    for (int e = 0; e < experts; ++e) shares[e] *= 1 - 1.0f / kHistoryTokens;
+    for (int i = 0; i < experts_per_token; ++i) {
+      shares[ids[t * experts_per_token + i]] += 1.0f / kHistoryTokens;
+    }
+  }
+  uint8_t* codes = &codes_[offset(row, layer)];
+  for (int e = 0; e < experts; ++e) {
+    uint8_t level = 0;
+    for (const float bound : {0.1f, 0.25f, 0.5f, 0.75f, 1.25f, 2.0f, 3.0f}) {
+      level += shares[e] >= bound * even;
+    }
+    codes[e] = level;
+  }
+  for (int i = 0; i < experts_per_token; ++i) {
+    codes[ids[(tokens - 1) * experts_per_token + i]] |= kLastChose;
+  }
 }
 
 UsageRates::UsageRates(ExpertSpace space, int experts_per_token, const ExpertPrior& prior)

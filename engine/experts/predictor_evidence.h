@@ -45,15 +45,21 @@ class StreamRows {
   mutable int last_row_ = 0;  // tokens of one stream come in runs
 };
 
-// Which experts each stream's last token chose, as flags by expert.
-class LastChoices {
+// What each stream chose lately, as one code per expert: bit 3 says that the last token chose it,
+// bits 0 to 2 how its share of the stream's last tokens (kHistoryTokens or so) compares with an
+// even one, from far below (0) to three times as much (7).
+class StreamHistory {
  public:
-  explicit LastChoices(ExpertSpace space) : space_(space) {}
+  static constexpr int kCodes = 16;
+  static constexpr int kLastChose = 8;
+  static constexpr int kHistoryTokens = 32;
 
-  // [experts_per_layer] flags, or null where the stream has not been through the layer.
+  explicit StreamHistory(ExpertSpace space) : space_(space) {}
+
+  // [experts_per_layer] codes, or null where the stream has not been through the layer.
   const uint8_t* Find(int64_t stream, int layer) const;
-  // ids: [count].
-  void Set(int64_t stream, int layer, const int32_t* ids, int count);
+  // Consecutive tokens of a stream; ids: [tokens, experts_per_token].
+  void Add(int64_t stream, int layer, int tokens, int experts_per_token, const int32_t* ids);
   void Remove(int64_t stream) { rows_.Remove(stream); }
 
  private:
@@ -62,8 +68,9 @@ class LastChoices {
   }
   ExpertSpace space_;
   StreamRows rows_;
-  std::vector<uint8_t> chosen_;  // [row, layer, expert]
-  std::vector<uint8_t> known_;   // [row, layer]
+  std::vector<float> shares_;   // [row, layer, expert], decayed
+  std::vector<uint8_t> codes_;  // [row, layer, expert]
+  std::vector<uint8_t> known_;  // [row, layer]
 };
 
 // The share of tokens that choose each expert: the prior at first, then counted with decay.

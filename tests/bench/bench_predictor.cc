@@ -31,13 +31,12 @@ constexpr int kWindowsPerText = 8;
 
 double Recall(const GateTrace& trace, EarlyInput input, int distance, int layer, int extra) {
   const int k = trace.experts_per_token;
-  std::vector<int32_t> top(
-      static_cast<size_t>(std::min(k + extra, trace.space.experts_per_layer)));
+  std::vector<int32_t> top(static_cast<size_t>(std::min(k + extra, trace.space.experts_per_layer)));
   int64_t found = 0;
   for (int t = 0; t < trace.tokens; ++t) {
-    TopExperts({trace.gate(input, distance, t, layer),
-                static_cast<size_t>(trace.space.experts_per_layer)},
-               top);
+    TopExperts(
+        {trace.gate(input, distance, t, layer), static_cast<size_t>(trace.space.experts_per_layer)},
+        top);
     const int32_t* chosen = trace.chosen(t, layer);
     for (int i = 0; i < k; ++i) found += std::count(top.begin(), top.end(), chosen[i]);
   }
@@ -87,7 +86,7 @@ void PrintRecall(const GateTrace& trace) {
 }
 
 struct Quality {
-  double log_loss = 0;  // nats per token and layer
+  double log_loss = 0;    // nats per token and layer
   double recall[2] = {};  // of the k, and 2 k, most probable
   int64_t pairs = 0;
 };
@@ -115,7 +114,8 @@ Quality Replay(const GateTrace& trace, std::string_view name, int distance) {
         TopExperts(probability, top);
         for (int i = 0; i < k; ++i) {
           const int32_t expert = trace.chosen(t, l)[i];
-          quality.recall[0] += static_cast<double>(std::count(top.begin(), top.begin() + k, expert));
+          quality.recall[0] +=
+              static_cast<double>(std::count(top.begin(), top.begin() + k, expert));
           quality.recall[1] += static_cast<double>(std::count(top.begin(), top.end(), expert));
         }
         for (int e = 0; e < experts; ++e) {
@@ -148,7 +148,8 @@ void PrintPredictors(const GateTrace& trace) {
 
 // Microseconds of one layer's calls for one token, the median of steps.
 void PrintCost() {
-  std::printf("%-16s %8s %8s %12s %12s\n", "predictor", "experts", "horizon", "us/layer", "of which learning");
+  std::printf("%-16s %8s %8s %12s %12s\n", "predictor", "experts", "horizon", "us/layer",
+              "of which learning");
   for (const int experts : {64, 128, 256}) {
     for (const int horizon : {1, 2, 4}) {
       const ExpertSpace space = {16, experts};
@@ -175,7 +176,8 @@ void PrintCost() {
           TopExperts({row, static_cast<size_t>(experts)}, ids);
           const auto before = std::chrono::steady_clock::now();
           (*predictor)->OnRouted(l, {1, k, ids.data(), &stream});
-          learning += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
+          learning +=
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
         }
         const double seconds =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -211,7 +213,8 @@ int Run(int argc, char** argv) {
       const std::string text{std::istreambuf_iterator<char>(file), {}};
       const std::vector<int32_t> ids = (*tokenizer)->Encode(text);
       auto& windows = texts.emplace_back();
-      for (int w = 0; w < kWindowsPerText && (w + 1) * kWindow <= static_cast<int>(ids.size()); ++w) {
+      for (int w = 0; w < kWindowsPerText && (w + 1) * kWindow <= static_cast<int>(ids.size());
+           ++w) {
         windows.emplace_back(ids.begin() + w * kWindow, ids.begin() + (w + 1) * kWindow);
       }
     }

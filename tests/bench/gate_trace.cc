@@ -56,8 +56,7 @@ class GateWatcher final : public Backend {
   }
   void Linear(const LinearArgs& args) override {
     backend_->Linear(args);
-    if (args.normed == nullptr || args.outputs.empty() ||
-        args.outputs[0].weight.rows != experts_) {
+    if (args.normed == nullptr || args.outputs.empty() || args.outputs[0].weight.rows != experts_) {
       return;
     }
     if (trace_ == nullptr) {
@@ -94,9 +93,8 @@ class GateWatcher final : public Backend {
       const Router& router = routers_[layer_ + d];
       for (int input = 0; input < kEarlyInputs; ++input) {
         const bool own = static_cast<EarlyInput>(input) == EarlyInput::kOwnNorm;
-        const LinearOutput output = {.weight = router.weight,
-                                     .y = logits.data(),
-                                     .y_stride = experts_};
+        const LinearOutput output = {
+            .weight = router.weight, .y = logits.data(), .y_stride = experts_};
         backend_->Linear({.x = own ? args.x : args.normed,
                           .x_stride = own ? args.x_stride : args.cols,
                           .tokens = args.tokens,
@@ -106,8 +104,8 @@ class GateWatcher final : public Backend {
                           .normed = nullptr,
                           .outputs = {&output, 1}});
         for (int t = 0; t < args.tokens; ++t) {
-          auto* out = const_cast<float*>(trace_->gate(static_cast<EarlyInput>(input), d,
-                                                      first_token_ + t, layer_ + d));
+          auto* out = const_cast<float*>(
+              trace_->gate(static_cast<EarlyInput>(input), d, first_token_ + t, layer_ + d));
           Softmax(&logits[static_cast<size_t>(t) * experts_], out);
         }
       }
@@ -148,8 +146,8 @@ class GateWatcher final : public Backend {
 
 Result<GateTrace> RecordGates(const std::filesystem::path& path,
                               std::span<const std::vector<int32_t>> streams) {
-  auto backend = std::make_unique<GateWatcher>(std::make_unique<CpuBackend>(
-      cpu::SelectOps(cpu::Isa::kAuto), 2, /*pin_threads=*/false));
+  auto backend = std::make_unique<GateWatcher>(
+      std::make_unique<CpuBackend>(cpu::SelectOps(cpu::Isa::kAuto), 2, /*pin_threads=*/false));
   GateWatcher* watcher = backend.get();
   ModelOptions options;
   options.max_batch_tokens = kMaxTokens;
