@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "engine/experts/predictor_activation_path.h"
 #include "engine/experts/predictor_cross_layer.h"
 
 namespace sluice {
@@ -17,8 +18,12 @@ Result<std::unique_ptr<ExpertPredictor>> MakeExpertPredictor(std::string_view na
     return std::unique_ptr<ExpertPredictor>(
         new CrossLayerPredictor(options, space, experts_per_token, prior));
   }
+  if (name == "activation-path") {
+    return std::unique_ptr<ExpertPredictor>(
+        new ActivationPathPredictor(space, experts_per_token, prior));
+  }
   return InvalidArgument("unknown expert predictor \"" + std::string(name) +
-                         "\"; there are cross-layer, previous-token and prior");
+                         "\"; there are cross-layer, activation-path, previous-token and prior");
 }
 
 }  // namespace sluice

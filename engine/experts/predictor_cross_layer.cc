@@ -22,6 +22,10 @@ constexpr float kStepSize = 0.02f;
 constexpr float kConstantStep = 0.02f;
 constexpr float kConstantStepNoGates = 0.003f;
 constexpr int kLearnedTokens = 4;  // of a step: its cost must not grow with the batch
+// Learning costs more than predicting. After the first steps, each layer of many experts learns
+// only in every second or fourth: every step for each of these many.
+constexpr int kEagerSteps = 512;
+constexpr int kExpertsLearned = 64;
 
 constexpr float kLossWindow = 2048;   // (layer, token) pairs
 constexpr float kLossPairs = 64;      // before a distance is judged
@@ -55,6 +59,7 @@ CrossLayerPredictor::CrossLayerPredictor(const CrossLayerOptions& options, Exper
   const auto experts = static_cast<size_t>(space.experts_per_layer);
   const float even = static_cast<float>(experts_per_token) / static_cast<float>(experts);
   even_odds_ = LogOdds(even);
+  learn_every_ = (space.experts_per_layer + kExpertsLearned - 1) / kExpertsLearned;
   // As many tokens as leave a twentieth of the experts untouched, if they chose evenly.
   max_scored_tokens_ = std::max(1, static_cast<int>(std::log(0.05f) / std::log1p(-even)));
   if (experts_per_token == space.experts_per_layer) max_scored_tokens_ = 0;
@@ -322,9 +327,11 @@ void CrossLayerPredictor::OnRouted(int layer, const RoutedTokens& routed) {
     if (StartsRun(routed.streams, t)) run_starts_.push_back(t);
   }
   const auto runs = static_cast<int64_t>(run_starts_.size());
-  for (int64_t i = 0; i < std::min<int64_t>(runs, kLearnedTokens); ++i) {
-    LearnToken(layer, routed,
-               run_starts_[static_cast<size_t>((steps_ * kLearnedTokens + i) % runs)]);
+  const bool learns = steps_ < kEagerSteps || (steps_ + layer) % learn_every_ == 0;
+  for (int64_t i = 0; learns && i < std::min<int64_t>(runs, kLearnedTokens); ++i) {
+    LearnToken(
+        layer, routed,
+        run_starts_[static_cast<size_t>((steps_ / learn_every_ * kLearnedTokens + i) % runs)]);
   }
 
   usage_.Add(layer, routed.tokens, routed.ids);

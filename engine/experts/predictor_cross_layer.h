@@ -105,6 +105,7 @@ class CrossLayerPredictor final : public ExpertPredictor {
   ExpertSpace space_;
   int experts_per_token_;
   int max_scored_tokens_;  // of a step that gates are read for
+  int learn_every_;        // steps
   int horizon_ = kMaxHorizon;
   int useful_ = kMaxHorizon;  // the horizon that was measured to pay
   int64_t steps_ = 0;

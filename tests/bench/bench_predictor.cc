@@ -164,7 +164,7 @@ void PrintCost() {
       std::vector<int32_t> ids(static_cast<size_t>(k));
       std::vector<double> all, routed;
       const int64_t stream = 0;
-      for (int step = 0; step < 400; ++step) {
+      for (int step = 0; step < 2000; ++step) {
         double learning = 0;
         const auto begin = std::chrono::steady_clock::now();
         for (int l = 0; l < space.layers; ++l) {

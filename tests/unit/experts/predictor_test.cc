@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/experts/expert_predictor.h"
+#include "engine/experts/predictor_activation_path.h"
 #include "engine/experts/predictor_cross_layer.h"
 #include "engine/experts/predictor_evidence.h"
 #include "tests/support/catch.h"
@@ -239,6 +240,54 @@ TEST_CASE("The last layer's fewer tokens are compared with their own scores", "[
   predictor->OnRouted(3, {2, kChosen, ids, last_streams});
   CHECK(predictor->stats().layers[3].wanted == 4);
   CHECK(predictor->stats().layers[3].predicted == 4);
+}
+
+TEST_CASE("A sequence follows the recorded one whose experts were most like its own", "[experts]") {
+  const auto predictor = Make("activation-path");
+  CHECK(predictor->horizon(1) == 0);
+  // Two kinds of sequence: even experts in every layer, or odd ones.
+  const auto run = [&](int64_t stream, int odd, int tokens) {
+    for (int t = 0; t < tokens; ++t) {
+      for (int layer = 0; layer < kSpace.layers; ++layer) {
+        const int first = 4 * (t % 3) + odd;
+        Route(predictor.get(), layer, {first, first + 2}, stream);
+      }
+    }
+  };
+  for (int64_t stream = 0; stream < 6; ++stream) {
+    run(stream, stream % 2, 30);
+    predictor->OnStreamEnd(stream);
+  }
+  run(10, 0, 1);
+  run(11, 1, 1);
+  Route(predictor.get(), 0, {1, 3}, 11);
+  const auto odd = EstimateOf(predictor.get(), 2);
+  CHECK(std::abs(odd[5] - 1.0f / 3) < 0.01f);  // as often as the pattern chose it
+  CHECK(odd[4] == 0.0f);
+  Route(predictor.get(), 0, {0, 2}, 10);
+  const auto even = EstimateOf(predictor.get(), 2);
+  CHECK(std::abs(even[4] - 1.0f / 3) < 0.01f);
+  CHECK(even[5] == 0.0f);
+}
+
+TEST_CASE("Of more patterns than are kept the most different stay", "[experts]") {
+  ActivationPathPredictor predictor(kSpace, kChosen, {});
+  const auto run = [&](int64_t stream, std::vector<int32_t> ids) {
+    for (int layer = 0; layer < kSpace.layers; ++layer) Route(&predictor, layer, ids, stream);
+  };
+  run(0, {14, 15});
+  predictor.OnStreamEnd(0);
+  for (int64_t stream = 1; stream < 400; ++stream) {
+    run(stream, {static_cast<int32_t>(stream % 3), 5});
+    predictor.OnStreamEnd(stream);
+  }
+  run(999, {8, 9});  // unlike all: it finds a place
+  predictor.OnStreamEnd(999);
+  CHECK(predictor.patterns() == ActivationPathPredictor::kMaxPatterns);
+  for (const int first : {8, 14}) {
+    run(1000 + first, {first, first + 1});
+    CHECK(EstimateOf(&predictor, 2)[first + 1] > 0.9f);
+  }
 }
 
 TEST_CASE("An unknown predictor's error lists the names", "[experts]") {
