@@ -28,7 +28,7 @@ DIRECT = {
 }
 SERVER_ONLY = re.compile(r"^(boost/(asio|beast)|prometheus/)")
 # The seam headers that the server may name: engine.h hands them out, packs are told from other files and inspected.
-SERVER_REACHES = {"engine/model", "engine/sampling", "engine/arch", "engine/formats", "kernels/common", "kernels/cpu"}
+SERVER_REACHES = {"engine/model", "engine/experts", "engine/sampling", "engine/arch", "engine/formats", "kernels/common", "kernels/cpu"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 

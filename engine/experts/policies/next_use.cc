@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "engine/experts/policies/policies.h"
@@ -26,6 +27,79 @@ class Fading {
   float keep_;
 };
 
+// Learned from the trace itself: how likely a visit uses an expert, by how often it is used at all
+// (its slow rate against the mean) and how many visits of its layer ago it was used last. The same
+// for all layers. From that the value at each age: V(age) = p + (1 - p) G V(age + 1).
+class UseTable {
+ public:
+  static constexpr int kRates = 12;
+  static constexpr int kLongestAge = 512;
+
+  UseTable() : value_(size_t{kRates} * (kLongestAge + 1), 0) {
+    constexpr std::array<int, kAges> kFirst = {1,  2,  3,  4,  5,  6,   7,   9,   12,         16,
+                                               22, 30, 41, 57, 80, 112, 160, 256, kLongestAge};
+    for (int a = 0; a < kAges; ++a) {
+      const int end = a + 1 < kAges ? kFirst[a + 1] : kLongestAge + 1;
+      for (int age = kFirst[a]; age < end; ++age) bucket_[age] = static_cast<uint8_t>(a);
+    }
+  }
+
+  // ratio: rate of use against the mean of all experts.
+  static int RateOf(float ratio) {
+    const float steps = std::floor(kRateSteps * std::log2(std::max(ratio, 1e-6F)));
+    return std::clamp(static_cast<int>(steps) + kMeanRate, 0, kRates - 1);
+  }
+
+  void Learn(int rate, int age, bool used) {
+    Cell& cell = cells_[rate][bucket_[age]];
+    cell.visits += 1;
+    cell.uses += used ? 1.0F : 0.0F;
+  }
+  void Fade(float left) {
+    for (auto& row : cells_) {
+      for (Cell& cell : row) {
+        cell.visits *= left;
+        cell.uses *= left;
+      }
+    }
+  }
+  // `discount` is G; mean_probability of a use by a visit holds for what was not seen yet.
+  void Solve(float discount, float mean_probability) {
+    for (int rate = 0; rate < kRates; ++rate) {
+      const float ratio = std::exp2((static_cast<float>(rate - kMeanRate) + 0.5F) / kRateSteps);
+      const float guess = std::clamp(mean_probability * ratio, 1e-4F, 0.9F);
+      std::array<float, kAges> p;
+      for (int a = 0; a < kAges; ++a) {
+        const Cell& cell = cells_[rate][a];
+        p[a] = (cell.uses + kGuessWeight * guess) / (cell.visits + kGuessWeight);
+      }
+      float* value = &value_[static_cast<size_t>(rate) * (kLongestAge + 1)];
+      const float last = p[kAges - 1];
+      value[kLongestAge] = last / (1 - (1 - last) * discount);
+      for (int age = kLongestAge - 1; age > 0; --age) {
+        const float now = p[bucket_[age]];
+        value[age] = now + (1 - now) * discount * value[age + 1];
+      }
+    }
+  }
+  float value(int rate, int age) const {
+    return value_[static_cast<size_t>(rate) * (kLongestAge + 1) + static_cast<size_t>(age)];
+  }
+
+ private:
+  static constexpr int kAges = 19;
+  static constexpr int kMeanRate = 7;        // the bucket that begins at the mean rate
+  static constexpr float kRateSteps = 1.5F;  // buckets per factor of two
+  static constexpr float kGuessWeight = 20;
+
+  struct Cell {
+    float visits = 0, uses = 0;
+  };
+  std::array<std::array<Cell, kAges>, kRates> cells_{};
+  std::array<uint8_t, kLongestAge + 1> bucket_{};  // of an age
+  std::vector<float> value_;                       // [rate, age]
+};
+
 class NextUsePolicy final : public CachePolicy {
  public:
   NextUsePolicy(ExpertSpace space, const ExpertPrior& prior, const NextUseOptions& options)
@@ -37,13 +111,17 @@ class NextUsePolicy final : public CachePolicy {
         tokens_(space.layers),
         fast_count_(space.size(), 0),
         slow_count_(space.size(), 0),
-        probability_(space.size(), 0),
         value_(space.size(), 0),
+        later_value_(space.size(), 0),
+        rate_(space.size(), UseTable::RateOf(1)),
+        last_visit_(space.size(), -UseTable::kLongestAge),
+        visits_(space.layers, 0),
         discount_(space.layers + 1, 1),
         predicted_(space.layers, 0),
         capacity_(space.size()) {
     SLUICE_CHECK(prior_.empty() || static_cast<int>(prior_.size()) == space.size());
     SetHorizon(options_.most_horizon_steps);
+    table_.Solve(cycle_discount_, mean_rate_);
     for (int l = 0; l < space_.layers; ++l) Estimate(l);
   }
 
@@ -56,6 +134,7 @@ class NextUsePolicy final : public CachePolicy {
     if (layer <= layer_) StartStep(tokens);
     layer_ = layer;
 
+    Learn(layer, tokens, uses);
     const int first = space_.place({layer, 0});
     const float fast_left = fast_.Left(tokens), slow_left = slow_.Left(tokens);
     for (int i = first; i < first + space_.experts_per_layer; ++i) {
@@ -74,7 +153,9 @@ class NextUsePolicy final : public CachePolicy {
     const float n = static_cast<float>(tokens);
     seen.fast = seen.fast * fast_left + fast_share * n;
     seen.slow = seen.slow * slow_left + slow_share * n;
-    mean_rate_ = static_cast<float>(assignments) / n / static_cast<float>(space_.experts_per_layer);
+    mean_rate_ = std::clamp(
+        static_cast<float>(assignments) / n / static_cast<float>(space_.experts_per_layer),
+        kLeastRate, kMostRate);
     predicted_[layer] = 0;
     Estimate(layer);
   }
@@ -86,7 +167,7 @@ class NextUsePolicy final : public CachePolicy {
     SLUICE_CHECK(static_cast<int>(probability.size()) == space_.experts_per_layer);
     const int first = space_.place({layer, 0});
     for (int e = 0; e < space_.experts_per_layer; ++e) {
-      value_[first + e] = PredictedValue(probability[e], probability_[first + e]);
+      value_[first + e] = PredictedValue(probability[e], first + e);
     }
     predicted_[layer] = 1;
   }
@@ -113,7 +194,7 @@ class NextUsePolicy final : public CachePolicy {
   }
 
   bool Prefers(int layer, int incoming, float probability, int victim) override {
-    const float gain = PredictedValue(probability, probability_[incoming]) *
+    const float gain = PredictedValue(probability, incoming) *
                        discount_[Distance(layer, space_.id(incoming).layer)];
     const float loss = value_[victim] * discount_[Distance(layer, space_.id(victim).layer)];
     return gain > loss;
@@ -128,6 +209,26 @@ class NextUsePolicy final : public CachePolicy {
     return layer > now ? layer - now : layer - now + space_.layers;
   }
 
+  int Age(int layer, int place) const {
+    return static_cast<int>(
+        std::min<int64_t>(visits_[layer] + 1 - last_visit_[place], UseTable::kLongestAge));
+  }
+
+  // Before the visit is counted.
+  void Learn(int layer, int tokens, std::span<const ExpertUse> uses) {
+    const int first = space_.place({layer, 0});
+    if (static_cast<float>(tokens) <= 2 * expected_tokens_ && uses_table_) {
+      auto use = uses.begin();
+      for (int e = 0; e < space_.experts_per_layer; ++e) {
+        const bool used = use != uses.end() && use->expert == e;
+        if (used) ++use;
+        table_.Learn(rate_[first + e], Age(layer, first + e), used);
+      }
+    }
+    ++visits_[layer];
+    for (const ExpertUse& use : uses) last_visit_[first + use.expert] = visits_[layer];
+  }
+
   void StartStep(int tokens) {
     const int expected = std::min(tokens, last_step_tokens_);
     last_step_tokens_ = tokens;
@@ -135,14 +236,27 @@ class NextUsePolicy final : public CachePolicy {
     insertions_per_step_ += (static_cast<float>(insertions_) - insertions_per_step_) / 16;
     insertions_ = 0;
     const float horizon = static_cast<float>(capacity_) / std::max(insertions_per_step_, 1e-3F);
+    table_.Fade(options_.table_keep);
     const bool steps_changed =
         expected < 0.8F * expected_tokens_ || expected > 1.25F * expected_tokens_;
     const float bounded =
         std::clamp(horizon, options_.least_horizon_steps, options_.most_horizon_steps);
     const bool horizon_changed = bounded < 0.8F * horizon_ || bounded > 1.25F * horizon_;
-    if (!steps_changed && !horizon_changed) return;
-    expected_tokens_ = static_cast<float>(expected);
+    if (steps_changed) {
+      expected_tokens_ = static_cast<float>(expected);
+      // Steps that use most experts are a scan, whatever was used last.
+      uses_table_ = expected_tokens_ * mean_rate_ <= 1;
+      if (uses_table_) {
+        const float ratio = expected_tokens_ / table_tokens_;
+        if (ratio < 0.5F || ratio > 2) {
+          table_.Fade(0.02F);
+          table_tokens_ = expected_tokens_;
+        }
+      }
+    }
     if (horizon_changed) SetHorizon(bounded);
+    table_.Solve(cycle_discount_, VisitProbability(mean_rate_));
+    if (!steps_changed && !horizon_changed) return;
     for (int l = 0; l < space_.layers; ++l) {
       if (predicted_[l] == 0) Estimate(l);
     }
@@ -158,8 +272,12 @@ class NextUsePolicy final : public CachePolicy {
 
   // Value at a visit with probability p like all later ones.
   float Value(float p) const { return p / (1 - (1 - p) * cycle_discount_); }
-  float PredictedValue(float predicted, float p) const {
-    return predicted + (1 - predicted) * cycle_discount_ * Value(p);
+  float PredictedValue(float predicted, int place) const {
+    return predicted + (1 - predicted) * cycle_discount_ * later_value_[place];
+  }
+  // Of a visit by a step as expected, for an expert with this rate of use per token.
+  float VisitProbability(float rate) const {
+    return expected_tokens_ == 1 ? rate : -std::expm1(expected_tokens_ * std::log1p(-rate));
   }
 
   // The layer's probabilities and values from its counts.
@@ -171,31 +289,38 @@ class NextUsePolicy final : public CachePolicy {
     for (int i = first; i < first + space_.experts_per_layer; ++i) {
       const float prior = prior_.empty() ? mean_rate_ : prior_[i];
       const float slow = (slow_count_[i] + options_.prior_weight_tokens * prior) * slow_scale;
-      const float rate = (fast_count_[i] + options_.fast_weight_tokens * slow) * fast_scale;
-      probability_[i] = std::clamp(rate, kLeastRate, kMostRate);
-    }
-    if (expected_tokens_ != 1) {
-      for (int i = first; i < first + space_.experts_per_layer; ++i) {
-        probability_[i] = -std::expm1(expected_tokens_ * std::log1p(-probability_[i]));
+      const float rate =
+          std::clamp((fast_count_[i] + options_.fast_weight_tokens * slow) * fast_scale, kLeastRate,
+                     kMostRate);
+      rate_[i] = static_cast<uint8_t>(UseTable::RateOf(slow / mean_rate_));
+      if (uses_table_) {
+        const int age = Age(layer, i);
+        value_[i] = table_.value(rate_[i], age);
+        later_value_[i] = table_.value(rate_[i], std::min(age + 1, UseTable::kLongestAge));
+      } else {
+        value_[i] = later_value_[i] = Value(VisitProbability(rate));
       }
-    }
-    for (int i = first; i < first + space_.experts_per_layer; ++i) {
-      value_[i] = Value(probability_[i]);
     }
   }
 
   ExpertSpace space_;
   NextUseOptions options_;
   Fading fast_, slow_;
-  std::vector<float> prior_;        // [place] or empty
-  std::vector<Tokens> tokens_;      // [layer]
-  std::vector<float> fast_count_;   // [place]
-  std::vector<float> slow_count_;   // [place]
-  std::vector<float> probability_;  // [place] that a visit uses it, from the counts
-  std::vector<float> value_;        // [place] at the coming visit of its layer
-  std::vector<float> discount_;     // [distance in layers]
-  std::vector<uint8_t> predicted_;  // [layer] value_ holds a prediction
+  std::vector<float> prior_;         // [place] or empty
+  std::vector<Tokens> tokens_;       // [layer]
+  std::vector<float> fast_count_;    // [place]
+  std::vector<float> slow_count_;    // [place]
+  std::vector<float> value_;         // [place] at the coming visit of its layer
+  std::vector<float> later_value_;   // [place] at the visit after that, if that does not use it
+  std::vector<uint8_t> rate_;        // [place] bucket of the table
+  std::vector<int64_t> last_visit_;  // [place] of its layer that used it
+  std::vector<int64_t> visits_;      // [layer] so far
+  std::vector<float> discount_;      // [distance in layers]
+  std::vector<uint8_t> predicted_;   // [layer] value_ holds a prediction
 
+  UseTable table_;
+  bool uses_table_ = true;  // or the rates alone
+  float table_tokens_ = 1;  // of the steps that it was learned from
   int capacity_;
   int layer_ = 0;              // visited last
   int last_step_tokens_ = 1;   // the step that runs

@@ -67,16 +67,23 @@ std::unique_ptr<CachePolicy> MakeLookAheadPolicy(ExpertSpace space);
 // The discount and not the expected time, since that is ruled by the tail: an expert used now with
 // probability a half and then never again is worth keeping, and its expected time is infinite.
 //
-// Where nothing is predicted p comes from counting: uses per token fading fast, on top of uses per
-// token fading slowly, on top of the prior: each estimate counts as so many tokens of the one above
-// it. A step of n tokens uses an expert with 1 - (1 - rate)^n; n is the smaller of the last two
-// steps' tokens, since one chunk of a prompt does not make a scan. H is how many steps an expert
-// stays in the cache, by Little's law: capacity over insertions per step, measured.
+// Where nothing is predicted p is learned: a table counts, over all layers, how often a visit used
+// an expert whose slow rate of use was so high and whose last use was so many visits ago. So it
+// follows skew where there is skew, recency where there is locality, and V is the expected discount
+// along the ages to come. Steps that use most experts anyway (more tokens than experts per expert
+// chosen) tell nothing of ages; where those are expected, p is 1 - (1 - rate)^n for steps of n
+// tokens, with the rate from counts that fade fast, on top of ones that fade slowly, on top of the
+// prior: each estimate counts as so many tokens of the one above it.
+//
+// n is the smaller of the last two steps' tokens, since one chunk of a prompt makes no scan. H is
+// how many steps an expert stays in the cache, by Little's law: capacity over insertions per step,
+// measured. None of the constants is critical: config/policies/README.md.
 struct NextUseOptions {
   float fast_half_life_tokens = 8;
   float slow_half_life_tokens = 512;
   float fast_weight_tokens = 8;   // what the slow rate counts for beside the fast counts
   float prior_weight_tokens = 8;  // what the prior counts for beside the slow counts
+  float table_keep = 0.998F;      // of what the table knows, from step to step
   float least_horizon_steps = 2;  // bounds of H
   float most_horizon_steps = 256;
 };

@@ -21,9 +21,13 @@ T MinEvictableKey(std::span<const T> keys, std::span<const uint8_t> evictable, i
   const uint8_t* flag = evictable.data();
   int i = begin;
   for (; i + kLanes <= end; i += kLanes) {
+    // Flags are widened on their own, so that the choice below is a blend and no branch (GCC 12).
+    T barred[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) barred[lane] = flag[i + lane] != 0 ? T{0} : T{1};
     for (int lane = 0; lane < kLanes; ++lane) {
-      const T candidate = flag[i + lane] != 0 ? key[i + lane] : kNone;
-      least[lane] = candidate < least[lane] ? candidate : least[lane];
+      const T known = key[i + lane];
+      const T offered = barred[lane] == T{0} ? known : kNone;
+      least[lane] = offered < least[lane] ? offered : least[lane];
     }
   }
   T result = kNone;
