@@ -37,8 +37,10 @@ struct PackStoreOptions {
   bool io_uring = true;
   bool direct = true;
   size_t piece_bytes = kReadPieceBytes;  // at least 4096
-  int depth = kReadDepth;                // pieces in flight while demands are queued
-  int background_depth = 2;              // while none is
+  // Pieces in flight while demands are queued: two experts of four pieces, so that a step's second
+  // miss does not wait for this thread to be run.
+  int depth = 2 * kReadDepth;
+  int background_depth = 3;  // while none is
 };
 
 class PackStore final : public ExpertStore {

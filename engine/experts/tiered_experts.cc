@@ -13,7 +13,7 @@ namespace {
 // Layers looked at for reads ahead, beyond which guesses are worth little.
 constexpr int kMaxDistance = 4;
 // A guess below this is not worth a read, however idle the disk is.
-constexpr float kLeastProbability = 0.05f;
+constexpr float kLeastProbability = 0.3f;
 // Experts handed over together while others wait for memory: small enough that memory comes free
 // while the next are computed, large enough to keep all workers busy.
 constexpr size_t kWave = 8;
@@ -359,7 +359,7 @@ void TieredExperts::PumpAhead() {
   }
   // What the disk reads in the time of a layer is queued, not more: guesses of the next layer are
   // better than today's.
-  const auto most = static_cast<size_t>(1.5 * layer_seconds_ * bytes_per_second_);
+  const auto most = static_cast<size_t>(2 * layer_seconds_ * bytes_per_second_);
   const int furthest = std::min(kMaxDistance, space_.layers - 1);
   for (int distance = 1; distance <= furthest; ++distance) {
     const int layer = (layer_ + distance) % space_.layers;

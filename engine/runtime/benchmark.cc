@@ -422,6 +422,7 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   report.rows = std::move(*rows);
 
   report.peak_rss_bytes = PeakResidentBytes();
+  report.experts = engine->model().expert_stats();
   return report;
 }
 

@@ -87,6 +87,30 @@ void PrintTable(const BenchmarkReport& report) {
         row.test.c_str(), 100 * row.hit_rate, row.bytes_read_per_token / 1e6,
         100 * row.stall_fraction);
   }
+  if (report.experts != nullptr) {
+    ExpertTierStats::Layer sum;
+    for (const ExpertTierStats::Layer& layer : report.experts->layers) {
+      sum.prefetch_issued += layer.prefetch_issued;
+      sum.prefetch_used += layer.prefetch_used;
+      sum.prefetch_late += layer.prefetch_late;
+      sum.prefetch_wasted += layer.prefetch_wasted;
+      sum.prefetch_cancelled += layer.prefetch_cancelled;
+      sum.prediction_wanted += layer.prediction_wanted;
+      sum.prediction_hits += layer.prediction_hits;
+    }
+    if (sum.prefetch_issued > 0) {
+      std::printf(
+          "read ahead: %llu experts, %.1f%% in time, %.1f%% late, %.1f%% never asked for, "
+          "%.1f%% withdrawn; gates foretold %.1f%% of the choices\n",
+          static_cast<unsigned long long>(sum.prefetch_issued),
+          100.0 * sum.prefetch_used / sum.prefetch_issued,
+          100.0 * sum.prefetch_late / sum.prefetch_issued,
+          100.0 * sum.prefetch_wasted / sum.prefetch_issued,
+          100.0 * sum.prefetch_cancelled / sum.prefetch_issued,
+          100.0 * sum.prediction_hits /
+              static_cast<double>(std::max<uint64_t>(sum.prediction_wanted, 1)));
+    }
+  }
   if (report.disk_bandwidth > 0) {
     std::printf("direct reads of the pack: %.2f GB/s\n", report.disk_bandwidth / 1e9);
   }
