@@ -56,6 +56,7 @@ TieredExperts::TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> sto
   stats_.experts_per_layer = space_.experts_per_layer;
   stats_.heat.resize(static_cast<size_t>(space_.size()));
   heat_step_.resize(stats_.heat.size());
+  if (options_.guard && options_.read_ahead) guard_.emplace("prefetch", LiveGuardOptions{}, true);
   if (options_.keep) PumpFill();
 }
 
@@ -74,6 +75,7 @@ ExpertTierStats TieredExperts::stats() const {
     stats.resident_planes[place] = static_cast<uint8_t>(cache_.resident_sets(place));
     if (cache_.whole(place)) ++stats.layers[space_.id(place).layer].resident;
   }
+  if (guard_) stats.guards.push_back(guard_->stats());
   if (predictor_ != nullptr) {
     const PredictorStats predictions = predictor_->stats();
     for (size_t i = 0; i < predictions.layers.size() && i < stats.layers.size(); ++i) {
@@ -89,7 +91,8 @@ ExpertTierStats TieredExperts::stats() const {
 }
 
 bool TieredExperts::reading_ahead() const {
-  return options_.read_ahead && options_.keep && predictor_ != nullptr && !cache_.complete();
+  return options_.read_ahead && options_.keep && predictor_ != nullptr && !cache_.complete() &&
+         (!guard_ || guard_->on());
 }
 
 int TieredExperts::horizon() const {
@@ -106,6 +109,7 @@ void TieredExperts::BeginStep(int tokens) {
 void TieredExperts::EndStep() {
   const double seconds = Seconds(clock_->Now() - step_begin_);
   layer_seconds_ = seconds / space_.layers;
+  if (guard_ && !cache_.complete()) guard_->OnStep(/*kind=*/0, tokens_, seconds);
   const ExpertStoreStats store = store_->stats();
   if (store.busy_seconds > 0) {
     bytes_per_second_ = static_cast<double>(store.bytes) / store.busy_seconds;

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -25,6 +26,7 @@
 #include "engine/experts/expert_predictor.h"
 #include "engine/experts/expert_source.h"
 #include "engine/experts/expert_store.h"
+#include "engine/experts/live_guard.h"
 #include "engine/experts/tier_stats.h"
 
 namespace sluice {
@@ -32,6 +34,7 @@ namespace sluice {
 struct TieredOptions {
   bool keep = true;        // off: load on demand; nothing outlives its layer
   bool read_ahead = true;  // off: no read is issued before its layer asks
+  bool guard = false;      // reads ahead only while they pay (live_guard.h)
 };
 
 class TieredExperts final : public ExpertSource {
@@ -102,6 +105,7 @@ class TieredExperts final : public ExpertSource {
   const TieredOptions options_;
   const Clock* const clock_;
   const ExpertSpace space_;
+  std::optional<LiveGuard> guard_;  // of reads ahead
 
   std::vector<Flight> flights_;  // [place]
   std::vector<int> predicted_;   // places with a predicted read queued or in flight

@@ -115,7 +115,9 @@ Result<std::unique_ptr<TieredExperts>> OpenExperts(std::shared_ptr<const PackRea
                     std::move(*policy));
   return std::make_unique<TieredExperts>(
       std::move(cache), std::move(*store), std::move(predictor),
-      TieredOptions{.keep = options.tiers.cache, .read_ahead = !options.tiers.predictor.empty()},
+      TieredOptions{.keep = options.tiers.cache,
+                    .read_ahead = !options.tiers.predictor.empty(),
+                    .guard = options.tiers.guard_prefetch},
       &clock);
 }
 

@@ -110,6 +110,11 @@ void PrintTable(const BenchmarkReport& report) {
           100.0 * sum.prediction_hits /
               static_cast<double>(std::max<uint64_t>(sum.prediction_wanted, 1)));
     }
+    for (const ExpertTierStats::Guard& guard : report.experts->guards) {
+      if (guard.gain == 0) continue;
+      std::printf("%s is %s: without it steps took %.2f times as long\n", guard.name.c_str(),
+                  guard.on ? "on" : "off", guard.gain);
+    }
   }
   if (report.disk_bandwidth > 0) {
     std::printf("direct reads of the pack: %.2f GB/s\n", report.disk_bandwidth / 1e9);

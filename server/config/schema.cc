@@ -225,7 +225,7 @@ const std::array kSettings = {
             0,
             {"auto", "off", "cross-layer", "activation-path", "previous-token", "prior"},
             "What experts of the layers ahead are guessed from, to read them early; auto: "
-            "cross-layer."},
+            "cross-layer while it pays."},
     Setting{"experts",
             "cache",
             "--cache",
