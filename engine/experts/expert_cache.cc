@@ -95,6 +95,8 @@ bool ExpertCache::Claim(int place, int end, CacheClaim claim, int layer, float p
       UpdateFlags(place);
       return false;
     }
+    // What did fit goes back first: in the middle of a hole that grows, it would split it.
+    FreeSets(place, before);
     Evict(victim);
   }
   if (before == 0) policy_->OnInsert(place);
