@@ -73,7 +73,10 @@ ExpertTierStats TieredExperts::stats() const {
   for (int place = 0; place < space_.size(); ++place) {
     if (!cache_.exists(place)) continue;
     stats.resident_planes[place] = static_cast<uint8_t>(cache_.resident_sets(place));
-    if (cache_.whole(place)) ++stats.layers[space_.id(place).layer].resident;
+    ExpertTierStats::Layer& layer = stats.layers[space_.id(place).layer];
+    if (cache_.whole(place)) ++layer.resident;
+    // Evicted, and nobody asked since.
+    if (flights_[place].ahead && !cache_.whole(place)) ++layer.prefetch_wasted;
   }
   if (guard_) stats.guards.push_back(guard_->stats());
   if (predictor_ != nullptr) {
@@ -126,7 +129,10 @@ void TieredExperts::Submit(int place, Purpose purpose, int urgency) {
     read.destination[set] = cache_.set_address(place, set);
   }
   read.urgency = urgency;
-  flights_[place].purpose = purpose;
+  Flight& flight = flights_[place];
+  flight.purpose = purpose;
+  // An earlier read ahead left the cache unused.
+  if (std::exchange(flight.ahead, false)) ++stats_.layers[read.expert.layer].prefetch_wasted;
   ++flights_total_;
   switch (purpose) {
     case Purpose::kDemand:
@@ -259,7 +265,8 @@ void TieredExperts::Begin(int layer, std::span<const ExpertDemand> demands,
       ++flights_total_;
       store_->SetUrgency(static_cast<uint64_t>(place), kUrgencyDemand);
     } else {
-      if (cache_.resident_sets(place) > 0) cache_.Pin(place);
+      // Low planes that are here stay evictable: pinned, those of several experts could leave no
+      // room for the rest of any.
       missing_.push_back(demand);
     }
   }

@@ -60,6 +60,7 @@ void FakeStore::Fill(const ExpertRead& read) {
     std::memcpy(read.destination[static_cast<size_t>(set)], bytes.data(), bytes.size());
     stats_.bytes += bytes.size();
   }
+  stats_.busy_seconds += options_.seconds_per_read;
   ++stats_.reads;
   landed_.push_back({read.ticket, true, {}});
 }
