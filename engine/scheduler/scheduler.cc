@@ -115,9 +115,9 @@ bool Scheduler::Grow(Sequence* sequence) {
 int Scheduler::ChunkTokens(const Sequence& sequence, int budget) const {
   const int left = sequence.size() - sequence.computed;
   const int count = std::min({options_.prefill_chunk, left, budget});
-  const bool rows = sequence.spec.prompt_rows &&
-                    std::max(sequence.prompt_rows_done, sequence.computed) <
-                        sequence.prompt_size - 1;
+  const bool rows =
+      sequence.spec.prompt_rows &&
+      std::max(sequence.prompt_rows_done, sequence.computed) < sequence.prompt_size - 1;
   return rows ? std::min(count, prompt_rows_left_) : count;
 }
 

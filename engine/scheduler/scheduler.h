@@ -16,13 +16,13 @@
 //   prefill_chunk tokens for running sequences whose prompt is not computed, in order; then
 //   waiting sequences are admitted in order, while the budget of max_batch_tokens, max_running and
 //   the KvBlocks last. Chunks of prompts whose rows are wanted are cut so that a step has at most
-//   max_rows rows, one being kept for every other sequence that may run. The head of the line is never overtaken for want of blocks.
-//   Blocks. Admission takes blocks for all current tokens, and needs room for one more token and
-//   one spare block per sequence that runs already (so that newcomers are not preempted at once).
-//   Decoding takes a block when a token needs it.
-//   Preemption. When no block is free, the running sequence with the largest rank loses its blocks
-//   and goes back to the line with its tokens; nobody is admitted in that step. The sequence with
-//   the smallest rank is therefore never preempted in favour of another, it fits the pool alone
+//   max_rows rows, one being kept for every other sequence that may run. The head of the line is
+//   never overtaken for want of blocks. Blocks. Admission takes blocks for all current tokens, and
+//   needs room for one more token and one spare block per sequence that runs already (so that
+//   newcomers are not preempted at once). Decoding takes a block when a token needs it. Preemption.
+//   When no block is free, the running sequence with the largest rank loses its blocks and goes
+//   back to the line with its tokens; nobody is admitted in that step. The sequence with the
+//   smallest rank is therefore never preempted in favour of another, it fits the pool alone
 //   (CanEverRun), and so it finishes: by induction everyone does.
 //
 // Invariants (between calls; CheckInvariants verifies them)
