@@ -1,0 +1,358 @@
+// A pack's logits are the same bytes wherever its experts are: all in memory, or read from the file
+// at any budget, with any policy and any predictor, in any company.
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <random>
+
+#include "engine/convert/checkpoint.h"
+#include "engine/convert/packer.h"
+#include "engine/experts/cache_policy.h"
+#include "engine/experts/expert_predictor.h"
+#include "engine/model/transformer.h"
+#include "engine/tensor/cpu_backend.h"
+#include "tests/support/catch.h"
+#include "tests/support/scratch_directory.h"
+#include "tests/unit/model/golden.h"
+
+namespace sluice::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kPredictors[] = {"", "cross-layer", "previous-token", "prior",
+                                       "activation-path"};
+
+// A golden's pack with nested experts.
+class TestPack {
+ public:
+  explicit TestPack(const char* name, double expert_bits = 4) : golden(LoadGolden(name)) {
+    auto source = OpenCheckpoint(golden.directory);
+    if (!source) FAIL(source.error().message);
+    PackOptions options;
+    options.expert_bits = expert_bits;
+    options.threads = 1;
+    const auto report = PackModel(**source, path(), options);
+    if (!report) FAIL(report.error().message);
+    tokens = golden.prompt;
+    tokens.insert(tokens.end(), golden.continuation.begin(), golden.continuation.begin() + 8);
+  }
+  fs::path path() const { return directory_.path() / "test.sluice"; }
+  std::unique_ptr<Model> Load(const TierOptions& tiers = {}, int threads = 1) const {
+    ModelOptions options;
+    options.threads = threads;
+    options.max_batch_tokens = 128;
+    options.max_sequences = 8;
+    options.kv_blocks = 64;
+    options.tiers = tiers;
+    return LoadOrFail(path(), options);
+  }
+
+  Golden golden;
+  std::vector<int32_t> tokens;  // the prompt and what follows it
+
+ private:
+  ScratchDirectory directory_;
+};
+
+// The budgets that matter, in bytes: `least` for one layer's experts, `all` for every expert.
+struct Budgets {
+  explicit Budgets(Model* model) {
+    uint64_t refused = 0, accepted = uint64_t{1} << 40;
+    REQUIRE(model->SetMemoryBudget(accepted).has_value());
+    all = Capacity(*model);
+    while (accepted - refused > 1) {
+      const uint64_t middle = refused + (accepted - refused) / 2;
+      (model->SetMemoryBudget(middle) ? accepted : refused) = middle;
+    }
+    least_budget = accepted;
+    REQUIRE(model->SetMemoryBudget(accepted).has_value());
+    least = Capacity(*model);
+    REQUIRE(least < all);
+  }
+  static uint64_t Capacity(const Model& model) {
+    return model.expert_stats()->tiers.at(0).capacity_bytes;
+  }
+  // A budget that leaves the experts least + share * (all - least).
+  uint64_t At(double share) const {
+    const double more = share * static_cast<double>(all - least);
+    return least_budget + static_cast<uint64_t>(more * 512 / 511) + (share > 0 ? 8192 : 0);
+  }
+
+  uint64_t least_budget = 0;
+  uint64_t least = 0, all = 0;  // bytes of experts
+};
+
+using BetweenSteps = std::function<void(int step)>;
+
+// The logits of all tokens: the prompt in chunks of 5, the rest one by one.
+std::vector<float> Run(Model& model, const TestPack& pack, const BetweenSteps& between = {}) {
+  TestSequence sequence(0, 16);
+  std::vector<float> logits;
+  int step = 0;
+  for (size_t done = 0; done < pack.tokens.size();) {
+    if (between) between(step++);
+    const size_t prompt = pack.golden.prompt.size();
+    const size_t count = done < prompt ? std::min<size_t>(5, prompt - done) : 1;
+    SequenceChunk chunk =
+        sequence.Chunk(std::span(pack.tokens).subspan(done, count), LogitRows::kAll);
+    chunk.stream = 1;
+    const auto rows = model.Forward({&chunk, 1});
+    CHECK(model.failures().empty());
+    logits.insert(logits.end(), rows.begin(), rows.end());
+    done += count;
+  }
+  return logits;
+}
+
+bool SameBytes(std::span<const float> a, std::span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+// With every expert read before the first step.
+std::vector<float> Resident(const TestPack& pack) {
+  const auto model = pack.Load();
+  while (model->Background()) {
+  }
+  const auto before = model->expert_stats();
+  const std::vector<float> logits = Run(*model, pack);
+  const auto after = model->expert_stats();
+  uint64_t misses = 0;
+  for (const auto& layer : after->layers) misses += layer.misses;
+  CHECK(misses == 0);
+  CHECK(after->links.at(0).reads == before->links.at(0).reads);
+  return logits;
+}
+
+uint64_t Misses(const Model& model) {
+  uint64_t misses = 0;
+  const auto stats = model.expert_stats();
+  for (const auto& layer : stats->layers) misses += layer.misses;
+  return misses;
+}
+
+TEST_CASE("Logits are the same bytes at every budget with every policy and predictor",
+          "[model][tiers]") {
+  for (const char* name : {"olmoe", "qwen2_moe_sparse_step", "qwen3_moe_dense_layers", "mixtral"}) {
+    const TestPack pack(name);
+    const std::vector<float> expected = Resident(pack);
+    uint64_t misses = 0;
+    for (const std::string_view policy : CachePolicyNames()) {
+      for (const char* predictor : kPredictors) {
+        TierOptions tiers;
+        tiers.policy = policy;
+        tiers.predictor = predictor;
+        tiers.guard_prefetch = false;
+        const auto model = pack.Load(tiers);
+        const Budgets budgets(model.get());
+        for (const double share : {0.0, 0.3, 0.7, 1.0}) {
+          INFO(name << ", " << policy << ", \"" << predictor << "\", " << share);
+          REQUIRE(model->SetMemoryBudget(budgets.At(share)).has_value());
+          CHECK(SameBytes(Run(*model, pack), expected));
+        }
+        misses += Misses(*model);
+      }
+    }
+    CHECK(misses > 1000);
+  }
+}
+
+TEST_CASE("Logits are the same bytes when experts are read on demand", "[model][tiers]") {
+  for (const char* name : {"olmoe", "qwen2_moe", "qwen3_moe_bf16"}) {
+    INFO(name);
+    const TestPack pack(name, std::string(name) == "qwen2_moe" ? kKeepBits : 3);
+    const std::vector<float> expected = Resident(pack);
+    TierOptions tiers;
+    tiers.cache = false;
+    const auto model = pack.Load(tiers);
+    CHECK(SameBytes(Run(*model, pack), expected));
+    CHECK(model->expert_stats()->tiers.at(0).used_bytes == 0);
+    const Budgets budgets(model.get());
+    REQUIRE(model->SetMemoryBudget(budgets.least_budget).has_value());
+    CHECK(SameBytes(Run(*model, pack), expected));
+    const auto stats = model->expert_stats();
+    for (const auto& layer : stats->layers) CHECK(layer.hits == 0);
+  }
+}
+
+TEST_CASE("Logits are the same bytes while the budget shrinks and grows between steps",
+          "[model][tiers]") {
+  for (const char* name : {"olmoe", "qwen3_moe"}) {
+    const TestPack pack(name);
+    const std::vector<float> expected = Resident(pack);
+    const auto model = pack.Load();
+    const Budgets budgets(model.get());
+    std::mt19937 random(3);
+    for (int round = 0; round < 8; ++round) {
+      INFO(name << ", round " << round);
+      CHECK(SameBytes(Run(*model, pack,
+                          [&](int step) {
+                            const double share = static_cast<double>(random() % 101) / 100;
+                            if (step % 3 != 2) {
+                              REQUIRE(model->SetMemoryBudget(budgets.At(share)).has_value());
+                            }
+                            if (random() % 4 == 0) model->Background();
+                            const auto stats = model->expert_stats();
+                            CHECK(stats->tiers.at(0).used_bytes <=
+                                  stats->tiers.at(0).capacity_bytes);
+                          }),
+                      expected));
+    }
+  }
+}
+
+TEST_CASE("A budget below the least is refused, names the least, and changes nothing",
+          "[model][tiers]") {
+  const TestPack pack("olmoe");
+  const std::vector<float> expected = Resident(pack);
+  const auto model = pack.Load();
+  const Budgets budgets(model.get());
+  const uint64_t before = Budgets::Capacity(*model);
+  const auto refused = model->SetMemoryBudget(budgets.least_budget - 1);
+  REQUIRE(refused.has_error());
+  CHECK(refused.error().code == ErrorCode::kInvalidArgument);
+  const std::string marker = "give it at least ";
+  const size_t at = refused.error().message.find(marker);
+  REQUIRE(at != std::string::npos);
+  const uint64_t named = std::stoull(refused.error().message.substr(at + marker.size())) << 20;
+  CHECK(named >= budgets.least_budget);
+  CHECK(named - budgets.least_budget < (2 << 20));
+  CHECK(Budgets::Capacity(*model) == before);
+  REQUIRE(model->SetMemoryBudget(named).has_value());
+  CHECK(SameBytes(Run(*model, pack), expected));
+}
+
+TEST_CASE("With experts on disk, logits do not depend on threads or company", "[model][tiers]") {
+  for (const char* name : {"olmoe", "qwen3_moe"}) {
+    const TestPack pack(name);
+    const std::vector<float> expected = Resident(pack);
+    for (const int threads : {1, 2, 3}) {
+      const auto model = pack.Load({}, threads);
+      const Budgets budgets(model.get());
+      for (const double share : {0.0, 0.5}) {
+        REQUIRE(model->SetMemoryBudget(budgets.At(share)).has_value());
+        for (const int others : {0, 1, 5}) {
+          INFO(name << ", " << threads << " threads, " << others << " others");
+          TestSequence ours(0, 16);
+          std::vector<TestSequence> theirs;
+          for (int i = 0; i < others; ++i) theirs.emplace_back(16 + 8 * i, 8);
+          std::vector<int32_t> their_tokens;
+          for (int t = 0; t < 128; ++t) their_tokens.push_back((t * 7 + 5) % pack.golden.vocab);
+          std::vector<float> logits;
+          size_t row_before = 0;
+          for (size_t done = 0, step = 0; done < pack.tokens.size(); ++step) {
+            const size_t count = done == 0
+                                     ? pack.golden.prompt.size()
+                                     : std::min<size_t>(1 + step % 2, pack.tokens.size() - done);
+            std::vector<SequenceChunk> chunks;
+            row_before = 0;
+            for (int i = 0; i <= others; ++i) {
+              if (i == others / 2) {
+                chunks.push_back(
+                    ours.Chunk(std::span(pack.tokens).subspan(done, count), LogitRows::kAll));
+                chunks.back().stream = 100;
+                if (i == others) break;
+              }
+              if (i == others) break;
+              const int theirs_count = (static_cast<int>(step) + i) % 3 == 0 ? 9 : 1;
+              if (theirs[i].position + theirs_count > 128) continue;
+              if (i < others / 2) ++row_before;
+              const int from = theirs[i].position;
+              chunks.push_back(theirs[i].Chunk(std::span(their_tokens).subspan(from, theirs_count),
+                                               LogitRows::kLast));
+              chunks.back().stream = i;
+            }
+            const auto vocab = static_cast<size_t>(pack.golden.vocab);
+            const auto rows = model->Forward(chunks).subspan(row_before * vocab, count * vocab);
+            logits.insert(logits.end(), rows.begin(), rows.end());
+            done += count;
+          }
+          CHECK(SameBytes(logits, expected));
+        }
+      }
+    }
+  }
+}
+
+// Shows a predictor what each layer's own gate says, as if it were known before the layer asks.
+class OwnGateBackend final : public Backend {
+ public:
+  OwnGateBackend(std::unique_ptr<Backend> backend, ExpertPredictor* predictor,
+                 std::vector<int> sparse_layers)
+      : backend_(std::move(backend)), predictor_(predictor), layers_(std::move(sparse_layers)) {}
+
+  const char* name() const override { return backend_->name(); }
+  int threads() const override { return backend_->threads(); }
+  Result<DeviceBuffer> Allocate(size_t bytes, const char* what) override {
+    return backend_->Allocate(bytes, what);
+  }
+  Result<> Prepare(const WorkspaceLimits& limits) override { return backend_->Prepare(limits); }
+  size_t workspace_bytes() const override { return backend_->workspace_bytes(); }
+  void Pack(DType dtype, const void* src, int rows, int cols, void* packed) override {
+    backend_->Pack(dtype, src, rows, cols, packed);
+  }
+  void ToF32(DType dtype, const void* src, int64_t n, float* out) override {
+    backend_->ToF32(dtype, src, n, out);
+  }
+  void Embed(const EmbeddingTable& table, std::span<const int32_t> ids, float* out) override {
+    next_ = 0;
+    backend_->Embed(table, ids, out);
+  }
+  void Linear(const LinearArgs& args) override { backend_->Linear(args); }
+  void RopeCache(const RopeCacheArgs& args) override { backend_->RopeCache(args); }
+  void Attention(const PagedAttentionArgs& args) override { backend_->Attention(args); }
+  void TopK(const TopKArgs& args) override {
+    backend_->TopK(args);
+    REQUIRE(args.stride == args.n);
+    REQUIRE(args.ids_stride == args.k);
+    const int layer = layers_.at(next_++);
+    const std::vector<int64_t> streams(static_cast<size_t>(args.tokens), 1);
+    predictor_->OnScores(layer, 0, {args.tokens, args.n, args.logits, streams.data()});
+    predictor_->OnRouted(layer, {args.tokens, args.k, args.ids, streams.data()});
+  }
+  void Mlp(const MlpArgs& args) override { backend_->Mlp(args); }
+  void Combine(const CombineArgs& args) override { backend_->Combine(args); }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  ExpertPredictor* predictor_;
+  std::vector<int> layers_;
+  size_t next_ = 0;
+};
+
+TEST_CASE("The control: a layer's own gate predicts exactly what the layer chooses",
+          "[model][tiers]") {
+  for (const char* name : {"olmoe", "qwen2_moe_sparse_step", "qwen3_moe_dense_layers", "mixtral"}) {
+    INFO(name);
+    const TestPack pack(name);
+    const ModelConfig config = pack.Load()->config();
+    const ExpertSpace space = {config.num_layers(), config.router.num_experts};
+    std::vector<int> sparse;
+    for (int layer = 0; layer < space.layers; ++layer) {
+      if (config.layers[layer].sparse) sparse.push_back(layer);
+    }
+    auto predictor = MakeExpertPredictor("cross-layer", space, config.router.experts_per_token, {});
+    REQUIRE(predictor.has_value());
+    auto cpu = std::make_unique<CpuBackend>(cpu::SelectOps(cpu::Isa::kAuto), 1,
+                                            /*pin_threads=*/false);
+    ModelOptions options;
+    options.max_batch_tokens = 128;
+    options.max_sequences = 8;
+    options.kv_blocks = 64;
+    options.tiers.predictor = "";  // the gates of layers ahead are not asked for
+    auto model =
+        LoadTransformer(pack.path(), options,
+                        std::make_unique<OwnGateBackend>(std::move(cpu), predictor->get(), sparse));
+    if (!model) FAIL(model.error().message);
+    Run(**model, pack);
+    const PredictorStats stats = (*predictor)->stats();
+    for (const int layer : sparse) {
+      CHECK(stats.control.at(layer).wanted ==
+            pack.tokens.size() * static_cast<size_t>(config.router.experts_per_token));
+      CHECK(stats.control.at(layer).predicted == stats.control.at(layer).wanted);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sluice::testing
