@@ -21,12 +21,12 @@ os.environ.pop("CACHE_DIRECTORY", None)
 
 
 class Server:
-    """A running `sluice serve`; `log()` is its standard error so far."""
+    """A running `sluice serve`; `log()` is its standard error so far. `prefix`: a command that runs it."""
 
-    def __init__(self, arguments=(), model=DEMO_MODEL):
+    def __init__(self, arguments=(), model=DEMO_MODEL, prefix=()):
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen(
-            [str(BINARY), "serve", "--model", str(model), "--host", "127.0.0.1", "--port", "0", *arguments],
+            [*prefix, str(BINARY), "serve", "--model", str(model), "--host", "127.0.0.1", "--port", "0", *arguments],
             stdout=subprocess.PIPE, stderr=self._log, text=True)
         line = self.process.stdout.readline()
         if not line.startswith("ready on http://"):
