@@ -14,6 +14,7 @@ constexpr const char* kFooter = R"(Examples:
   sluice pack MODEL.gguf MODEL.sluice               make a pack: one file, ready to compute
   sluice inspect MODEL.sluice --verify              show what a pack holds; check it
   sluice trace replay FILE.trace --policy lru,auto  compare cache policies on recorded routing
+  sluice top http://127.0.0.1:8080                  watch a running server
 
 `sluice COMMAND --help` is the manual of a command.)";
 
@@ -33,6 +34,7 @@ int main(int argc, char** argv) {
   sluice::AddPack(app, &exit_code);
   sluice::AddInspect(app, &exit_code);
   sluice::AddTrace(app, &exit_code);
+  sluice::AddTop(app, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -9,15 +9,16 @@
 
 #include <mutex>
 
+#include "server/metrics/expert_metrics.h"
 #include "server/metrics/process.h"
+#include "server/metrics/snapshot.h"
 #include "server/version.h"
 
 namespace sluice {
 namespace {
 
-using prometheus::ClientMetric;
 using prometheus::MetricFamily;
-using prometheus::MetricType;
+using Snapshot = MetricSnapshot;
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
 const Buckets kLatency = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
@@ -52,37 +53,6 @@ class TwinHistogram {
  private:
   prometheus::Histogram* own_;
   prometheus::Histogram* twin_ = nullptr;
-};
-
-// Families made from a snapshot when scraped.
-class Snapshot {
- public:
-  using Labels = std::vector<ClientMetric::Label>;
-
-  void Gauge(std::string name, std::string help, double value, Labels labels = {}) {
-    Add(MetricType::Gauge, std::move(name), std::move(help)).gauge.value = value;
-    families_.back().metric.back().label = std::move(labels);
-  }
-  void Counter(std::string name, std::string help, double value, Labels labels = {}) {
-    Add(MetricType::Counter, std::move(name), std::move(help)).counter.value = value;
-    families_.back().metric.back().label = std::move(labels);
-  }
-  std::vector<MetricFamily> Take() { return std::move(families_); }
-
- private:
-  // Metrics of one name follow one another.
-  ClientMetric& Add(MetricType type, std::string name, std::string help) {
-    if (families_.empty() || families_.back().name != name) {
-      MetricFamily family;
-      family.name = std::move(name);
-      family.help = std::move(help);
-      family.type = type;
-      families_.push_back(std::move(family));
-    }
-    return families_.back().metric.emplace_back();
-  }
-
-  std::vector<MetricFamily> families_;
 };
 
 double Ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
@@ -289,12 +259,13 @@ void Metrics::ObserveStep(int batch_tokens, int sequences, double seconds) {
   impl_->sequence_steps += sequences;
 }
 
-std::string Metrics::Render(const std::optional<EngineStats>& engine) const {
+std::string Metrics::Render(const std::optional<EngineStats>& engine, bool per_expert) const {
   Snapshot snapshot;
   snapshot.Gauge("sluice_ready", "1 once the model is loaded.", engine ? 1 : 0);
   if (engine) {
     impl_->AddEngine(*engine, snapshot);
     impl_->AddCompat(*engine, snapshot);
+    if (engine->expert_tiers) AddExpertMetrics(*engine->expert_tiers, per_expert, &snapshot);
   }
   impl_->AddProcess(snapshot);
   std::vector<MetricFamily> families = impl_->registry.Collect();

@@ -41,8 +41,9 @@ class Metrics {
   void ObserveEngineFinish(const Finish& finish);
   void ObserveStep(int batch_tokens, int sequences, double seconds);
 
-  // The exposition text. `engine` absent: still loading.
-  std::string Render(const std::optional<EngineStats>& engine) const;
+  // The exposition text. `engine` absent: still loading. `per_expert`: with two series for every
+  // expert of the model.
+  std::string Render(const std::optional<EngineStats>& engine, bool per_expert = false) const;
 
  private:
   struct Impl;
