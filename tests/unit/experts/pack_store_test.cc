@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "engine/experts/tiered_experts.h"
 #include "engine/formats/pack_wire.h"
 #include "tests/support/catch.h"
 #include "tests/support/result.h"
@@ -556,6 +557,67 @@ TEST_CASE("Many reads with changing minds all end, once each, with the right byt
   }
   CHECK(good > 100);
   CHECK(std::count(ends.begin(), ends.end(), 1) == 300);
+}
+
+TEST_CASE("A disk that stalls on a piece delays the expert that needs it, and nothing is lost",
+          "[pack_store][tiers]") {
+  const Fixture fixture;
+  ScriptedReader* reader = nullptr;
+  auto store = fixture.Scripted(&reader, /*held=*/true, /*depth=*/4);
+  const ExpertSpace space = {kLayers, kExperts};
+  std::vector<const PackExpert*> experts;
+  for (int place = 0; place < space.size(); ++place) {
+    experts.push_back(&fixture.expert(space.id(place).layer, space.id(place).index));
+  }
+  auto policy = MakeCachePolicy("lru", space, {});
+  REQUIRE(policy);
+  auto slab = ExpertSlab::Reserve(1 << 21, fixture.pack->align());
+  REQUIRE(slab);
+  slab->SetLimit(1 << 21);
+  const SteadyClock clock;
+  TieredExperts tiers(ExpertCache(space, experts, 0, std::move(*slab), std::move(*policy)),
+                      std::move(store), nullptr, TieredOptions{.keep = false}, &clock);
+  const ExpertDemand demands[] = {{0, 1, 1}, {2, 1, 1}};
+  const int32_t ids[] = {0, 2};
+  const int64_t stream = 1;
+  tiers.BeginStep(1);
+  tiers.Begin(1, demands, {1, 2, ids, &stream});
+  const auto right = [&](const ReadyExpert& ready) {
+    REQUIRE(ready.weights != nullptr);
+    const int index = demands[ready.demand].expert;
+    const PackExpert& expert = fixture.expert(1, index);
+    for (size_t set = 0; set < expert.sets.size(); ++set) {
+      Bytes want(expert.sets[set].bytes);
+      REQUIRE(fixture.pack->ReadPlaneSets(1, index, set, set + 1, want));
+      const auto& planes = ready.weights->gate.nested.planes;
+      CHECK(std::memcmp(planes[set], want.data(), want.size()) == 0);
+    }
+  };
+  // The first piece stays away; all the others land as they are asked for.
+  size_t pieces = 0;
+  for (const int index : {0, 2}) {
+    const PackExpert& expert = fixture.expert(1, index);
+    pieces += (expert.bytes(expert.sets.size()) + 16383) / 16384;
+  }
+  REQUIRE(pieces > 8);
+  for (size_t landed = 0; landed + 1 < pieces; ++landed) {
+    REQUIRE(reader->Asked(std::min(pieces, landed + 4)).size() == std::min(pieces, landed + 4));
+    reader->Land(1);
+  }
+  const auto first = tiers.Next(/*wait=*/true);
+  REQUIRE(first.size() == 1);
+  CHECK(first[0].demand == 1);
+  right(first[0]);
+  CHECK(tiers.Next(/*wait=*/false).empty());
+  reader->LandAll();
+  const auto second = tiers.Next(/*wait=*/true);
+  REQUIRE(second.size() == 1);
+  CHECK(second[0].demand == 0);
+  right(second[0]);
+  CHECK(tiers.Next(/*wait=*/true).empty());
+  tiers.End();
+  CHECK(tiers.stats().links.at(0).failures == 0);
+  CHECK(tiers.stats().links.at(0).retries == 0);
 }
 
 }  // namespace
