@@ -16,6 +16,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "engine/base/result.h"
@@ -78,6 +79,8 @@ class ExpertStore {
   virtual void Collect(bool wait, std::vector<LandedRead>* landed) = 0;
 
   virtual ExpertStoreStats stats() const = 0;
+  // How experts are read, for people; empty when there is nothing to say.
+  virtual std::string description() const { return {}; }
 };
 
 }  // namespace sluice

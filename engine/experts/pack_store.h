@@ -64,7 +64,7 @@ class PackStore final : public ExpertStore {
   ExpertStoreStats stats() const override;
 
   // How the file is read, for logs: "io_uring, direct", "threads, through the page cache".
-  std::string description() const;
+  std::string description() const override;
 
  private:
   struct Job;

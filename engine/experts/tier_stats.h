@@ -49,6 +49,10 @@ struct ExpertTierStats {
     double busy_seconds = 0;  // with at least one read in flight
     uint64_t retries = 0;
     uint64_t failures = 0;  // demands that ended with an error
+    std::string method;     // how it is read, for people: "io_uring, direct"
+    // What happened to the pack file (ExpertStoreStats), as of the last read.
+    bool pack_truncated = false;
+    bool pack_replaced = false;
   };
   std::vector<Link> links;
 
@@ -59,6 +63,12 @@ struct ExpertTierStats {
     uint64_t used_bytes = 0;
   };
   std::vector<Tier> tiers;
+
+  // Of the whole process, in bytes (Model::SetMemoryBudget): the budget now, the least that can be
+  // set, and the least with which every expert stays resident: a larger one changes nothing.
+  uint64_t budget_bytes = 0;
+  uint64_t least_budget_bytes = 0;
+  uint64_t full_budget_bytes = 0;
 
   // Mechanisms that must pay for themselves (live_guard.h).
   struct Guard {

@@ -68,6 +68,9 @@ ExpertTierStats TieredExperts::stats() const {
   stats.links[0].reads = store.reads;
   stats.links[0].busy_seconds = store.busy_seconds;
   stats.links[0].retries = store.retries;
+  stats.links[0].method = store_->description();
+  stats.links[0].pack_truncated = store.pack_truncated;
+  stats.links[0].pack_replaced = store.pack_replaced;
   stats.tiers = {{"host", cache_.slab().limit(), cache_.slab().used()}};
   stats.resident_planes.resize(static_cast<size_t>(space_.size()));
   for (int place = 0; place < space_.size(); ++place) {

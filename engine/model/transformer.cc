@@ -96,24 +96,32 @@ Result<> Transformer::AllocateExperts() {
   return {};
 }
 
+uint64_t Transformer::BudgetFor(uint64_t expert_bytes) const {
+  const uint64_t usable = other_bytes_ + expert_bytes;
+  return usable + usable / 511 + 1;
+}
+
+uint64_t Transformer::LeastBudget() const {
+  return BudgetFor(weights_.tiered->cache().LargestLayer(config_.router.experts_per_token));
+}
+
 Result<> Transformer::SetMemoryBudget(uint64_t bytes) {
   TieredExperts* tiered = weights_.tiered.get();
   if (tiered == nullptr) return Model::SetMemoryBudget(bytes);
-  // Page tables take 8 bytes for every page of 4 KiB.
-  const uint64_t usable = bytes - bytes / 512;
-  const uint64_t least =
-      other_bytes_ + tiered->cache().LargestLayer(config_.router.experts_per_token);
-  if (usable < least) {
-    const uint64_t needed = least + least / 511 + 1;
+  const uint64_t least = LeastBudget();
+  if (bytes < least) {
     const auto mib = [](uint64_t n) { return std::to_string((n + (1 << 20) - 1) >> 20) + " MiB"; };
     return InvalidArgument("a memory budget of " + mib(bytes) +
                            " is too small for this model: its dense weights, KV cache and buffers "
                            "take " +
                            mib(other_bytes_) + ", one layer's experts " +
-                           mib(least - other_bytes_) + "; give it at least " + mib(needed) +
+                           mib(least - other_bytes_) + "; give it at least " + mib(least) +
                            ", or less KV cache or smaller batches");
   }
+  // Page tables take 8 bytes for every page of 4 KiB.
+  const uint64_t usable = bytes - bytes / 512;
   tiered->SetMemory(std::min<uint64_t>(usable - other_bytes_, tiered->cache().all_bytes()));
+  budget_ = bytes;
   return {};
 }
 
@@ -123,7 +131,11 @@ bool Transformer::Background() {
 
 std::shared_ptr<const ExpertTierStats> Transformer::expert_stats() const {
   if (weights_.tiered == nullptr) return nullptr;
-  return std::make_shared<const ExpertTierStats>(weights_.tiered->stats());
+  auto stats = std::make_shared<ExpertTierStats>(weights_.tiered->stats());
+  stats->full_budget_bytes = BudgetFor(weights_.tiered->cache().all_bytes());
+  stats->least_budget_bytes = LeastBudget();
+  stats->budget_bytes = budget_ > 0 ? budget_ : stats->full_budget_bytes;
+  return stats;
 }
 
 ModelFootprint Transformer::footprint() const {

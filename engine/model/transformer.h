@@ -41,6 +41,9 @@ class Transformer final : public Model {
               std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
               MoeRunner moe);
   Result<> AllocateArena();
+  // The least budgets that leave experts this much.
+  uint64_t BudgetFor(uint64_t expert_bytes) const;
+  uint64_t LeastBudget() const;
   // Gives routed experts the memory that the budget leaves. REQUIRES: all else is allocated.
   Result<> AllocateExperts();
   // Norm, projections, cache and attention: leaves its output in attention_.
@@ -65,6 +68,7 @@ class Transformer final : public Model {
   AttentionBatch batch_;
   ForwardStats stats_;
   uint64_t other_bytes_ = 0;      // resident beside cached experts, at most
+  uint64_t budget_ = 0;           // of the process; 0: not set, all experts fit
   std::vector<int64_t> streams_;  // [tokens], in the last layer [rows]
   std::vector<uint8_t> failed_;   // [tokens], in the last layer [rows]
   std::vector<int> row_tokens_;   // [rows]

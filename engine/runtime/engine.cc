@@ -66,6 +66,14 @@ class ThreadedEngine final : public Engine {
 
   bool Idle() const override { return core_.Idle(); }
 
+  void SetMemoryBudget(uint64_t bytes, std::function<void(Result<>)> done) override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      budgets_.push_back({bytes, std::move(done)});
+    }
+    wake_.notify_one();
+  }
+
   EngineStats Stats() const override {
     std::lock_guard<std::mutex> lock(mutex_);
     EngineStats stats = core_.Stats();
@@ -88,21 +96,28 @@ class ThreadedEngine final : public Engine {
     TimePoint at;
   };
 
+  struct Budget {
+    uint64_t bytes = 0;
+    std::function<void(Result<>)> done;
+  };
+
   void Pulse() { pulse_.store(clock_.Now().time_since_epoch().count(), std::memory_order_relaxed); }
 
   void Run() {
     std::vector<Submission> submissions;
     std::vector<RequestId> cancels;
+    std::vector<Budget> budgets;
     for (bool stopping = false, busy = true; !stopping;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
         if (!busy) {
           wake_.wait_for(lock, kIdleTurn, [this] {
-            return stopping_ || !submissions_.empty() || !cancels_.empty();
+            return stopping_ || !submissions_.empty() || !cancels_.empty() || !budgets_.empty();
           });
         }
         submissions.swap(submissions_);
         cancels.swap(cancels_);
+        budgets.swap(budgets_);
         stopping = stopping_;
       }
       // Submissions first: whoever cancels has an id, so its submission is here or was before.
@@ -112,7 +127,13 @@ class ThreadedEngine final : public Engine {
       submissions.clear();
       for (RequestId id : cancels) core_.Cancel(id);
       cancels.clear();
-      busy = !stopping && (core_.Step() || model_->Background());
+      for (const Budget& budget : budgets) {
+        budget.done(stopping
+                        ? Result<>(Cancelled("the server stops; the memory budget is as it was"))
+                        : core_.SetMemoryBudget(budget.bytes));
+      }
+      budgets.clear();
+      busy = !stopping && (core_.Step() || core_.Background());
       Pulse();
     }
     core_.CancelAll();
@@ -127,6 +148,7 @@ class ThreadedEngine final : public Engine {
   std::condition_variable wake_;
   std::vector<Submission> submissions_;  // GUARDED_BY(mutex_)
   std::vector<RequestId> cancels_;       // GUARDED_BY(mutex_)
+  std::vector<Budget> budgets_;          // GUARDED_BY(mutex_)
   RequestId next_id_ = 1;                // GUARDED_BY(mutex_)
   bool draining_ = false;                // GUARDED_BY(mutex_)
   bool stopping_ = false;                // GUARDED_BY(mutex_)

@@ -134,6 +134,13 @@ class Engine {
   virtual void BeginDrain() = 0;
   virtual bool Idle() const = 0;
 
+  // Changes the budget of the whole process's resident memory (Model::SetMemoryBudget) before the
+  // next step; requests run on. `done`, on the engine thread, gets the outcome: kInvalidArgument
+  // with the least budget, kUnsupported when every expert is resident for good, kCancelled when the
+  // engine stops first. It must not block and must not call the Engine except Stats.
+  virtual void SetMemoryBudget(uint64_t bytes, std::function<void(Result<>)> done) = 0;
+
+  // The budget now is in expert_tiers.
   virtual EngineStats Stats() const = 0;
   // Monotonic time of the engine thread's last completed loop turn: the watchdog's pulse. Idle
   // waits count as turns (the thread wakes at least once a second).

@@ -8,6 +8,9 @@
 namespace sluice {
 namespace {
 
+// A snapshot of the tiers costs copies: not for every step.
+constexpr std::chrono::milliseconds kTiersAge{200};
+
 double Seconds(TimePoint from, TimePoint to) {
   return std::chrono::duration<double>(to - from).count();
 }
@@ -97,6 +100,7 @@ EngineCore::EngineCore(Model* model, const EngineOptions& options, const Clock* 
   for (int32_t id : model->config().eos_ids) {
     if (id >= 0 && id < vocab_) eos_ids_.push_back(id);
   }
+  RefreshTiers(/*at_once=*/true);
   Publish();
 }
 
@@ -214,9 +218,34 @@ bool EngineCore::Step() {
   const int sequences = static_cast<int>(batch.chunks.size());
   // Before anybody can see that a request is done.
   if (observer_) observer_(batch.tokens, sequences, seconds);
+  tiers_changed_ = true;
+  RefreshTiers(/*at_once=*/false);
   Deliver(batch, end);
   Publish();
   return true;
+}
+
+bool EngineCore::Background() {
+  const bool more = model_->Background();
+  tiers_changed_ |= more;
+  // What the last step did is not left untold while nothing runs.
+  if (RefreshTiers(/*at_once=*/!more && tiers_changed_)) Publish();
+  return more;
+}
+
+Result<> EngineCore::SetMemoryBudget(uint64_t bytes) {
+  const Result<> set = model_->SetMemoryBudget(bytes);
+  if (RefreshTiers(/*at_once=*/true)) Publish();
+  return set;
+}
+
+bool EngineCore::RefreshTiers(bool at_once) {
+  const TimePoint now = clock_->Now();
+  if (!at_once && now - tiers_at_ < kTiersAge) return false;
+  tiers_at_ = now;
+  tiers_changed_ = false;
+  stats_.expert_tiers = model_->expert_stats();
+  return stats_.expert_tiers != nullptr;
 }
 
 void EngineCore::NoteSchedule(const Batch& batch, TimePoint now) {

@@ -47,6 +47,10 @@ class EngineCore {
   void CancelAll();
   // Runs one step; false when there was nothing to run.
   bool Step();
+  // When Step had nothing to run: the model's work between steps (Model::Background).
+  bool Background();
+  // Model::SetMemoryBudget; Stats tells of its effect at once.
+  Result<> SetMemoryBudget(uint64_t bytes);
 
   // For tests: see Scheduler::CheckInvariants.
   std::string CheckInvariants() const;
@@ -83,6 +87,9 @@ class EngineCore {
   void Deliver(const Batch& batch, TimePoint now);
   void Finish(RequestId id, FinishReason reason, int32_t stop_token, TimePoint now);
   void Publish();
+  // Takes a snapshot of the model's tiers when the last one is old, or `at_once`; whether it did.
+  // The caller publishes it.
+  bool RefreshTiers(bool at_once);
 
   Model* const model_;
   const Clock* const clock_;
@@ -95,6 +102,8 @@ class EngineCore {
   Scheduler scheduler_;
   std::unordered_map<RequestId, Active> active_;
   EngineStats stats_;
+  TimePoint tiers_at_;          // of stats_.expert_tiers
+  bool tiers_changed_ = false;  // since then, by steps or work between them
 
   // Reused by every step.
   std::vector<SequenceChunk> chunks_;

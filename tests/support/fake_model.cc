@@ -33,6 +33,32 @@ FakeModel::FakeModel(const FakeModelOptions& options) : fake_(options) {
   block_used_.assign(static_cast<size_t>(options.kv_blocks), -1);
 }
 
+bool FakeModel::Background() {
+  if (background_work_ == 0) return false;
+  ++background_done_;
+  return --background_work_ > 0;
+}
+
+Result<> FakeModel::SetMemoryBudget(uint64_t bytes) {
+  if (fake_.least_budget == 0) return Model::SetMemoryBudget(bytes);
+  if (bytes < fake_.least_budget) {
+    return InvalidArgument("give it at least " + std::to_string(fake_.least_budget));
+  }
+  budget_ = bytes;
+  return {};
+}
+
+std::shared_ptr<const ExpertTierStats> FakeModel::expert_stats() const {
+  if (fake_.least_budget == 0) return nullptr;
+  ++snapshots_;
+  auto stats = std::make_shared<ExpertTierStats>();
+  stats->budget_bytes = budget_;
+  stats->least_budget_bytes = fake_.least_budget;
+  stats->links.resize(1);
+  stats->links[0].reads = static_cast<uint64_t>(forwards_ + background_done_);
+  return stats;
+}
+
 void FakeModel::Violated(const std::string& what) {
   if (violation_.empty()) violation_ = what;
 }

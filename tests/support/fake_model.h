@@ -24,6 +24,8 @@ struct FakeModelOptions {
   int32_t poison_token = -1;
   // Added to the logits of eos_ids: how likely sequences are to end by themselves.
   float eos_bonus = 0;
+  // More than 0: the model keeps experts in tiers, within a budget of at least this.
+  uint64_t least_budget = 0;
 };
 
 class FakeModel final : public Model {
@@ -37,6 +39,10 @@ class FakeModel final : public Model {
   ModelFootprint footprint() const override { return {}; }
   std::span<const float> Forward(std::span<const SequenceChunk> chunks) override;
   const ForwardStats& last_stats() const override { return stats_; }
+  bool Background() override;
+  Result<> SetMemoryBudget(uint64_t bytes) override;
+  // Its links[0].reads counts Forwards and Background's work.
+  std::shared_ptr<const ExpertTierStats> expert_stats() const override;
 
   // The first breach of Model's contract, or empty.
   const std::string& violation() const { return violation_; }
@@ -45,6 +51,8 @@ class FakeModel final : public Model {
     on_forward_ = std::move(hook);
   }
   int64_t forwarded_tokens() const { return forwarded_tokens_; }
+  int snapshots() const { return snapshots_; }
+  void set_background_work(int calls) { background_work_ = calls; }
 
  private:
   struct Slot {
@@ -72,6 +80,10 @@ class FakeModel final : public Model {
   std::function<void(std::span<const SequenceChunk>)> on_forward_;
   int64_t forwards_ = 0;
   int64_t forwarded_tokens_ = 0;
+  uint64_t budget_ = 0;
+  int background_work_ = 0;  // calls of Background that have something to do
+  int64_t background_done_ = 0;
+  mutable int snapshots_ = 0;
 };
 
 }  // namespace sluice

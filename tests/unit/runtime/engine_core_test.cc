@@ -436,5 +436,55 @@ TEST_CASE("The observer sees every step's tokens and sequences", "[runtime]") {
   CHECK(seen == std::vector<std::pair<int, int>>{{20, 2}, {2, 2}});
 }
 
+TEST_CASE("What the tiers did is told a fifth of a second later at most", "[runtime][tiers]") {
+  FakeModelOptions fake;
+  fake.least_budget = 1000;
+  CoreHarness h(fake);
+  const auto reads = [&] { return h.core.Stats().expert_tiers->links[0].reads; };
+  REQUIRE(h.core.Stats().expert_tiers != nullptr);
+  REQUIRE(h.Submit(SimpleRequest({3, 4}, 500)) != nullptr);
+  // A millisecond each: not one snapshot per step.
+  const int before = h.model.snapshots();
+  for (int i = 0; i < 199; ++i) REQUIRE(h.Step());
+  CHECK(h.model.snapshots() == before);
+  CHECK(reads() == 0);
+  REQUIRE(h.Step());
+  REQUIRE(h.Step());
+  CHECK(h.model.snapshots() == before + 1);
+  CHECK(reads() == 201);
+  // When the steps end, the last of them are told at once, and nothing more after that.
+  REQUIRE(h.RunAll());
+  CHECK_FALSE(h.core.Background());
+  CHECK(reads() == 500);
+  const int settled = h.model.snapshots();
+  CHECK_FALSE(h.core.Background());
+  CHECK(h.model.snapshots() == settled);
+  h.model.set_background_work(3);
+  CHECK(h.core.Background());
+  CHECK(h.core.Background());
+  CHECK_FALSE(h.core.Background());
+  CHECK(reads() == 503);
+}
+
+TEST_CASE("A model without tiers has none in its statistics and no budget", "[runtime][tiers]") {
+  CoreHarness h;
+  CHECK(h.core.Stats().expert_tiers == nullptr);
+  const Result<> set = h.core.SetMemoryBudget(1 << 20);
+  REQUIRE_FALSE(set.has_value());
+  CHECK(set.error().code == ErrorCode::kUnsupported);
+}
+
+TEST_CASE("A new budget shows at once, a refused one changes nothing", "[runtime][tiers]") {
+  FakeModelOptions fake;
+  fake.least_budget = 1000;
+  CoreHarness h(fake);
+  REQUIRE(h.core.SetMemoryBudget(5000).has_value());
+  CHECK(h.core.Stats().expert_tiers->budget_bytes == 5000);
+  const Result<> refused = h.core.SetMemoryBudget(999);
+  REQUIRE_FALSE(refused.has_value());
+  CHECK(refused.error().code == ErrorCode::kInvalidArgument);
+  CHECK(h.core.Stats().expert_tiers->budget_bytes == 5000);
+}
+
 }  // namespace
 }  // namespace sluice

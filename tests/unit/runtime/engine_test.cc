@@ -2,6 +2,7 @@
 #include "engine/runtime/engine.h"
 
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -252,6 +253,39 @@ TEST_CASE("The pulse moves with every turn of the loop", "[runtime]") {
   sink->Wait();
   // Five steps of one token each: at least four turns ended before the last token was delivered.
   CHECK(engine->LastPulse() > before);
+}
+
+TEST_CASE("The budget changes between two steps of a running request", "[runtime][tiers]") {
+  FakeModelOptions fake;
+  fake.least_budget = 1000;
+  const std::string undisturbed = BytesAlone(SimpleRequest(CountingPrompt(9), 200), fake);
+  auto engine = Engine::Start(std::make_unique<FakeModel>(fake), {});
+  const auto sink = std::make_shared<Collector>();
+  REQUIRE(engine->Submit(SimpleRequest(CountingPrompt(9), 200), sink).has_value());
+  for (uint64_t bytes : {5000u, 999u, 2000u}) {
+    std::promise<Result<>> outcome;
+    engine->SetMemoryBudget(bytes, [&](Result<> set) { outcome.set_value(std::move(set)); });
+    const Result<> set = outcome.get_future().get();
+    CHECK(static_cast<bool>(set) == (bytes >= 1000));
+    CHECK(engine->Stats().expert_tiers->budget_bytes == (bytes >= 1000 ? bytes : 5000));
+  }
+  CHECK(sink->Wait().reason == FinishReason::kLength);
+  CHECK(undisturbed.starts_with(Bytes(*sink)));
+}
+
+TEST_CASE("A budget that was asked for too late is answered, not forgotten", "[runtime][tiers]") {
+  std::promise<Result<>> outcome;
+  Gated held;
+  const auto sink = held.Submit(SimpleRequest({3}, 5));
+  REQUIRE(sink != nullptr);
+  held.gate.WaitForArrival();
+  held.engine->SetMemoryBudget(5000, [&](Result<> set) { outcome.set_value(std::move(set)); });
+  held.gate.Open();
+  held.engine.reset();
+  const Result<> set = outcome.get_future().get();
+  REQUIRE_FALSE(set.has_value());
+  // The fake has no tiers; or the engine was stopped before it looked.
+  CHECK((set.error().code == ErrorCode::kUnsupported || set.error().code == ErrorCode::kCancelled));
 }
 
 }  // namespace
