@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/base/utf8.h"
+#include "server/api/admin_memory.h"
 #include "server/version.h"
 
 namespace sluice {
@@ -172,6 +173,17 @@ void Service::AddRoutes() {
                 return response;
               });
   get("/props", [this](std::string_view) { return Props(); });
+  get("/admin/memory", [this](std::string_view) -> HttpReply {
+    const auto served = model();
+    if (!served) {
+      return ErrorResponse(
+          openai::UnavailableError("The model is still loading; try again soon.", 1));
+    }
+    return ShowMemory(*served);
+  });
+  AddWork("/admin/memory", [this](const HttpRequest& request, ServedModel&, Waker waker) {
+    return ChangeMemory(request, model(), log_, std::move(waker));
+  });
   get("/v1/models", [this](std::string_view) { return Models({}); });
   get("/v1/models/*", [this](std::string_view rest) { return Models(rest); });
   AddWork("/v1/completions", [this](const HttpRequest& request, ServedModel&, Waker waker) {
@@ -243,7 +255,8 @@ HttpReply Service::Props() {
                        {"total_slots", served->max_running},
                        {"max_queue", served->max_queue},
                        {"default_generation_settings", {{"n_ctx", served->max_context}}},
-                       {"has_chat_template", served->codec->has_chat_template()}});
+                       {"has_chat_template", served->codec->has_chat_template()},
+                       {"memory", MemoryJson(served->engine->Stats())}});
 }
 
 // ---- Before and after handlers ----
@@ -252,6 +265,16 @@ bool Service::OriginAllowed(std::string_view origin) const {
   return std::any_of(
       options_.cors_origins.begin(), options_.cors_origins.end(),
       [&](const std::string& allowed) { return allowed == "*" || allowed == origin; });
+}
+
+bool Service::LocalProgram(const HttpRequest& head) const {
+  std::string_view peer = head.peer;
+  if (peer.starts_with("::ffff:")) peer.remove_prefix(7);
+  if (peer != "::1" && !peer.starts_with("127.")) return false;
+  // A proxy on this machine speaks for others, and a browser for whoever made the page.
+  if (!head.Header("forwarded").empty() || !head.Header("x-forwarded-for").empty()) return false;
+  const std::string_view origin = head.Header("origin");
+  return origin.empty() || OriginAllowed(origin);
 }
 
 void Service::Decorate(const HttpRequest& request, HttpResponse& response) const {
@@ -301,6 +324,14 @@ bool Service::Admit(const HttpRequest& head, HttpResponse* refusal) {
     HttpResponse response = ErrorResponse(openai::AuthenticationError());
     response.headers.emplace_back("WWW-Authenticate", "Bearer");
     return refuse(std::move(response));
+  }
+  if (head.path.starts_with("/admin/") && !keys_.required() && !LocalProgram(head)) {
+    return refuse(ErrorResponse({.status = 403,
+                                 .type = "permission_error",
+                                 .message = "Without API keys (server.api_keys_file) only programs "
+                                            "on the server's own machine may use this path.",
+                                 .param = {},
+                                 .code = {}}));
   }
   if (!match.handler) {
     HttpResponse response = ErrorResponse({.status = 405,

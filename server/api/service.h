@@ -62,6 +62,9 @@ class Service final : public HttpHandler {
   HttpResponse Preflight(const HttpRequest& request, const RouteTable::Match& match) const;
   void Decorate(const HttpRequest& request, HttpResponse& response) const;
   bool OriginAllowed(std::string_view origin) const;
+  // Whether /admin may be used without a key: by programs of this machine only, not by the web
+  // pages that its browsers show.
+  bool LocalProgram(const HttpRequest& head) const;
 
   const ServiceOptions options_;
   const ApiKeys keys_;

@@ -13,6 +13,7 @@
 #include "server/commands/settings.h"
 #include "server/config/cache_dir.h"
 #include "server/config/memory.h"
+#include "server/system/memory_pressure.h"
 #include "server/system/notify.h"
 
 namespace sluice {
@@ -119,8 +120,7 @@ Result<std::unique_ptr<Model>> LoadModel(const Config& config, const fs::path& p
   options.activation_bits = config.engine.activation_bits;
   options.tiers = MakeTierOptions(config.experts);
   if (options.tiers.memory_budget == 0) {
-    const uint64_t most = AvailableMemoryBytes() + ResidentBytes();
-    options.tiers.memory_budget = most - most / 16;
+    options.tiers.memory_budget = AutomaticBudget(AvailableMemoryBytes() + ResidentBytes());
   }
   options.progress = [shown = -1](double fraction) mutable {
     const int tenth = static_cast<int>(fraction * 10);

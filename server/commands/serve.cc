@@ -10,6 +10,7 @@
 #include "server/commands/commands.h"
 #include "server/commands/load_model.h"
 #include "server/commands/settings.h"
+#include "server/commands/tier_watch.h"
 #include "server/http/server.h"
 #include "server/system/notify.h"
 
@@ -52,6 +53,8 @@ class Daemon {
  private:
   void OnSignal();
   void StartWatchdog(std::shared_ptr<ServedModel> model);
+  // Lives until the engine's thread has ended.
+  std::unique_ptr<TierWatch> StartTierWatch(Engine* engine);
 
   const Config& config_;
   Logger& log_;
@@ -105,6 +108,23 @@ void Daemon::StartWatchdog(std::shared_ptr<ServedModel> model) {
   });
 }
 
+std::unique_ptr<TierWatch> Daemon::StartTierWatch(Engine* engine) {
+  const ExpertSettings& settings = config_.experts;
+  const bool automatic = settings.memory_budget.count == 0;
+  std::optional<MemoryPressurePolicy> policy;
+  if (settings.pressure == "on" || (settings.pressure == "auto" && automatic)) {
+    policy.emplace(automatic);
+  }
+  auto watch = std::make_unique<TierWatch>(engine, std::move(policy), log_);
+  if (engine->Stats().expert_tiers == nullptr) return watch;
+  watch->LogStart();
+  server_.Every(std::chrono::seconds(1), [watch = watch.get()] {
+    watch->Tick(std::chrono::steady_clock::now(), [] { return ReadMemorySignals(); });
+    return true;
+  });
+  return watch;
+}
+
 int Daemon::Run() {
   server_.OnSignal([this] { OnSignal(); });
   server_.Run();
@@ -120,6 +140,7 @@ int Daemon::Run() {
   service_.SetModel(*model);
   loaded_ = true;
   StartWatchdog(*model);
+  const std::unique_ptr<TierWatch> tier_watch = StartTierWatch((*model)->engine.get());
   NotifyReady("serving " + (*model)->id + " on " + server_.url());
   log_.Info("ready", {{"model", (*model)->id}, {"context", (*model)->max_context}});
   std::printf("ready on %s\n", server_.url().c_str());
@@ -127,6 +148,7 @@ int Daemon::Run() {
   drained_.get_future().wait();
   log_.Info("stopped", {{"requests", server_.requests_in_progress()}});
   server_.Stop();
+  tier_watch->LogSummary();
   service_.StopEngine();
   return 0;
 }

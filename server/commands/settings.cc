@@ -54,7 +54,9 @@ TierOptions MakeTierOptions(const ExpertSettings& settings) {
 void AddSectionSettings(CLI::App& command, const std::string& section, CommandLine& line) {
   line.command = &command;
   for (const Setting& setting : Settings()) {
-    if (setting.section == section) AddSetting(setting, command, line);
+    // Pressure is watched by a running server only.
+    if (setting.section != section || setting.name() == "experts.pressure") continue;
+    AddSetting(setting, command, line);
   }
 }
 

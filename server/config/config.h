@@ -51,6 +51,7 @@ struct ExpertSettings {
   std::string policy = "auto";
   std::string prefetch = "auto";
   std::string cache = "on";
+  std::string pressure = "auto";  // `serve` only; auto: on unless memory_budget is given
 };
 
 struct EngineSettings {

@@ -1,10 +1,12 @@
 #include "server/config/memory.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace sluice {
 namespace {
@@ -20,59 +22,120 @@ uint64_t ReadNumber(const fs::path& path) {
   return file >> value ? value : kUnlimited;
 }
 
-uint64_t MemAvailable(const fs::path& root) {
-  std::ifstream file(root / "proc/meminfo");
-  std::string name, unit;
-  uint64_t kib = 0;
-  while (file >> name >> kib) {
-    if (name == "MemAvailable:") return kib * 1024;
-    std::getline(file, unit);
+// A field of /proc/meminfo or of a cgroup's memory.stat, in the file's unit.
+uint64_t ReadField(const fs::path& path, std::string_view wanted) {
+  std::ifstream file(path);
+  std::string name, rest;
+  uint64_t value = 0;
+  while (file >> name >> value) {
+    if (name == wanted) return value;
+    std::getline(file, rest);
   }
   return kUnlimited;
 }
 
-// What the group at `directory` leaves, by the names of its limit and usage files.
-uint64_t Headroom(const fs::path& directory, const char* limit_file, const char* usage_file) {
-  const uint64_t limit = ReadNumber(directory / limit_file);
-  if (limit >= kUnlimited / 2) return kUnlimited;  // v1 writes "no limit" as a huge number
-  const uint64_t usage = ReadNumber(directory / usage_file);
-  return usage == kUnlimited ? limit : limit - std::min(limit, usage);
+uint64_t MemInfoBytes(const fs::path& root, std::string_view field) {
+  const uint64_t kib = ReadField(root / "proc/meminfo", field);
+  return kib == kUnlimited ? kUnlimited : kib * 1024;
 }
 
-// The least headroom from the group `path` up to the mount at `mount`.
-uint64_t HeadroomUpwards(const fs::path& mount, std::string path, const char* limit_file,
-                         const char* usage_file) {
-  uint64_t least = kUnlimited;
-  while (true) {
-    least =
-        std::min(least, Headroom(mount / fs::path(path).relative_path(), limit_file, usage_file));
-    const size_t slash = path.rfind('/');
-    if (slash == std::string::npos || path == "/") return least;
-    path.resize(slash == 0 ? 1 : slash);
+// The `total` of the "some" line of a pressure file, which is in microseconds.
+double StallSeconds(const fs::path& path) {
+  std::ifstream file(path);
+  std::string word;
+  if (!(file >> word) || word != "some") return 0;
+  while (file >> word && word != "full") {
+    if (word.starts_with("total=")) return 1e-6 * std::strtod(word.c_str() + 6, nullptr);
   }
+  return 0;
 }
 
-}  // namespace
+// This process's memory cgroup in one of the hierarchies.
+struct Group {
+  fs::path mount;
+  std::string path;  // below the mount, "/a/b"
+  bool v2 = false;
 
-uint64_t AvailableMemoryBytes(const fs::path& root) {
-  uint64_t available = MemAvailable(root);
-  std::ifstream groups(root / "proc/self/cgroup");
+  fs::path directory(const std::string& p) const { return mount / fs::path(p).relative_path(); }
+};
+
+std::vector<Group> MemoryGroups(const fs::path& root) {
+  std::vector<Group> groups;
+  std::ifstream file(root / "proc/self/cgroup");
   // Lines are "hierarchy:controllers:path"; v2 has hierarchy 0 and no controllers.
-  for (std::string line; std::getline(groups, line);) {
+  for (std::string line; std::getline(file, line);) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
     const std::string path = line.substr(second + 1);
     if (controllers == ",,") {
-      available = std::min(
-          available, HeadroomUpwards(root / "sys/fs/cgroup", path, "memory.max", "memory.current"));
+      groups.push_back({root / "sys/fs/cgroup", path, true});
     } else if (controllers.find(",memory,") != std::string::npos) {
-      available =
-          std::min(available, HeadroomUpwards(root / "sys/fs/cgroup/memory", path,
-                                              "memory.limit_in_bytes", "memory.usage_in_bytes"));
+      groups.push_back({root / "sys/fs/cgroup/memory", path, false});
     }
   }
-  return available;
+  return groups;
+}
+
+struct Limit {
+  uint64_t bytes = kUnlimited;  // the least
+  uint64_t left = kUnlimited;   // the least that a limit leaves
+};
+
+// Of the group at `directory` alone.
+Limit GroupLimit(const fs::path& directory, bool v2) {
+  Limit limit;
+  limit.bytes = v2 ? std::min(ReadNumber(directory / "memory.max"),
+                              // Above it the kernel slows the group down.
+                              ReadNumber(directory / "memory.high"))
+                   : ReadNumber(directory / "memory.limit_in_bytes");
+  if (limit.bytes >= kUnlimited / 2) return {};  // v1 writes "no limit" as a huge number
+  uint64_t usage = ReadNumber(directory / (v2 ? "memory.current" : "memory.usage_in_bytes"));
+  if (usage == kUnlimited) usage = 0;
+  const uint64_t cold =
+      ReadField(directory / "memory.stat", v2 ? "inactive_file" : "total_inactive_file");
+  if (cold != kUnlimited) usage -= std::min(usage, cold);
+  limit.left = limit.bytes - std::min(limit.bytes, usage);
+  return limit;
+}
+
+// From each group up to its mount.
+Limit AllLimits(const std::vector<Group>& groups) {
+  Limit least;
+  for (const Group& group : groups) {
+    std::string path = group.path;
+    while (true) {
+      const Limit limit = GroupLimit(group.directory(path), group.v2);
+      least.bytes = std::min(least.bytes, limit.bytes);
+      least.left = std::min(least.left, limit.left);
+      const size_t slash = path.rfind('/');
+      if (slash == std::string::npos || path == "/") break;
+      path.resize(slash == 0 ? 1 : slash);
+    }
+  }
+  return least;
+}
+
+}  // namespace
+
+uint64_t AvailableMemoryBytes(const fs::path& root) {
+  return std::min(MemInfoBytes(root, "MemAvailable:"), AllLimits(MemoryGroups(root)).left);
+}
+
+MemorySignals ReadMemorySignals(const fs::path& root) {
+  const std::vector<Group> groups = MemoryGroups(root);
+  const Limit limit = AllLimits(groups);
+  MemorySignals signals;
+  signals.machine_available_bytes = MemInfoBytes(root, "MemAvailable:");
+  signals.machine_bytes = MemInfoBytes(root, "MemTotal:");
+  signals.available_bytes = std::min(signals.machine_available_bytes, limit.left);
+  signals.limit_bytes = limit.bytes;
+  signals.machine_stall_seconds = StallSeconds(root / "proc/pressure/memory");
+  for (const Group& group : groups) {
+    if (!group.v2) continue;
+    signals.group_stall_seconds = StallSeconds(group.directory(group.path) / "memory.pressure");
+  }
+  return signals;
 }
 
 KvPlan PlanKv(uint64_t asked_bytes, uint64_t available_bytes, uint64_t weight_bytes,

@@ -234,6 +234,15 @@ const std::array kSettings = {
             0,
             {"on", "off"},
             "off: experts are read when a layer asks for them and kept no longer."},
+    Setting{"experts",
+            "pressure",
+            "--memory-pressure",
+            SLUICE_FIELD(experts.pressure),
+            0,
+            0,
+            {"auto", "on", "off"},
+            "on: lower the budget while the machine or the cgroup is short of memory; auto: on "
+            "unless a budget is given."},
 
     Setting{"engine",
             "threads",

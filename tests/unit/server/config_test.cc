@@ -210,6 +210,40 @@ TEST_CASE("KV memory by default is eight contexts, within a quarter of what is f
   CHECK(PlanKv(0, 100, 200, kBlockBytes, 16, 1024).blocks == 0);
 }
 
+TEST_CASE("Memory signals come from the group's own pressure and the machine's",
+          "[config][memory]") {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / ("sluice-signals-" + std::to_string(getpid()));
+  fs::remove_all(root);
+  const auto write = [&](const char* path, const std::string& text) {
+    fs::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text;
+  };
+  write("proc/meminfo", "MemTotal: 8000 kB\nMemFree: 100 kB\nMemAvailable:  4000 kB\n");
+  write("proc/self/cgroup", "4:memory:/elsewhere\n0::/a/b\n");
+  write("proc/pressure/memory",
+        "some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000\n"
+        "full avg10=0.00 avg60=0.00 avg300=0.00 total=7\n");
+  MemorySignals signals = ReadMemorySignals(root);
+  CHECK(signals.machine_bytes == 8000 * 1024);
+  CHECK(signals.machine_available_bytes == 4000 * 1024);
+  CHECK(signals.available_bytes == 4000 * 1024);
+  CHECK(signals.limit_bytes == std::numeric_limits<uint64_t>::max());
+  CHECK(signals.machine_stall_seconds == 2.5);
+  CHECK(signals.group_stall_seconds == 0);
+  write("sys/fs/cgroup/a/b/memory.pressure",
+        "some avg10=1.00 avg60=0.00 avg300=0.00 total=1500000\n");
+  write("sys/fs/cgroup/a/b/memory.high", "3000000\n");
+  write("sys/fs/cgroup/a/b/memory.current", "1000000\n");
+  write("sys/fs/cgroup/a/memory.max", "2000000\n");
+  write("sys/fs/cgroup/a/memory.current", "1900000\n");
+  signals = ReadMemorySignals(root);
+  CHECK(signals.limit_bytes == 2000000);
+  CHECK(signals.available_bytes == 100000);
+  CHECK(signals.group_stall_seconds == 1.5);
+  fs::remove_all(root);
+}
+
 TEST_CASE("Available memory heeds the limits of the cgroup and its ancestors", "[config][memory]") {
   namespace fs = std::filesystem;
   const fs::path root = fs::temp_directory_path() / ("sluice-memory-" + std::to_string(getpid()));
@@ -226,6 +260,10 @@ TEST_CASE("Available memory heeds the limits of the cgroup and its ancestors", "
   write("sys/fs/cgroup/a/memory.max", "1000000\n");
   write("sys/fs/cgroup/a/memory.current", "300000\n");
   CHECK(AvailableMemoryBytes(root) == 700000);
+  // What the kernel slows the group down at counts as its limit, cold page cache as free.
+  write("sys/fs/cgroup/a/memory.high", "900000\n");
+  write("sys/fs/cgroup/a/memory.stat", "anon 200000\ninactive_file 50000\n");
+  CHECK(AvailableMemoryBytes(root) == 650000);
   write("proc/self/cgroup", "5:cpu,memory:/c\n");
   write("sys/fs/cgroup/memory/c/memory.limit_in_bytes", "50000\n");
   write("sys/fs/cgroup/memory/c/memory.usage_in_bytes", "60000\n");

@@ -113,8 +113,22 @@ void FakeEngine::Cancel(RequestId id) {
   changed_.notify_all();
 }
 
+void FakeEngine::SetMemoryBudget(uint64_t bytes, std::function<void(Result<>)> done) {
+  if (on_budget) return on_budget(bytes, std::move(done));
+  done(Unsupported("this model keeps all of its experts in memory"));
+}
+
+void FakeEngine::SetTiers(ExpertTierStats tiers) {
+  std::lock_guard lock(mutex_);
+  tiers_ = std::make_shared<const ExpertTierStats>(std::move(tiers));
+}
+
 EngineStats FakeEngine::Stats() const {
   EngineStats stats;
+  {
+    std::lock_guard lock(mutex_);
+    stats.expert_tiers = tiers_;
+  }
   stats.kv_blocks_total = 8;
   stats.steps = 3;
   return stats;

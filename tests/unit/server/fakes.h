@@ -45,6 +45,8 @@ class FakeEngine final : public Engine {
   std::function<Result<void>(const GenerationRequest&)> admit;
   // Called from Submit after the sequence is recorded, outside the lock.
   std::function<void(FakeEngine&, RequestId)> on_submit;
+  // What SetMemoryBudget does; empty: what a model without tiers answers.
+  std::function<void(uint64_t bytes, std::function<void(Result<>)> done)> on_budget;
 
   ~FakeEngine() override;
 
@@ -52,6 +54,7 @@ class FakeEngine final : public Engine {
   void Cancel(RequestId id) override;
   void BeginDrain() override {}
   bool Idle() const override { return true; }
+  void SetMemoryBudget(uint64_t bytes, std::function<void(Result<>)> done) override;
   EngineStats Stats() const override;
   std::chrono::steady_clock::time_point LastPulse() const override {
     return std::chrono::steady_clock::now();
@@ -67,6 +70,8 @@ class FakeEngine final : public Engine {
   // Prompt log-probabilities -1, -2, ... for every prompt token after the first.
   void Prompt(RequestId id);
 
+  void SetTiers(ExpertTierStats tiers);
+
   bool WaitForSubmissions(size_t count);
   bool WaitForCancel(RequestId id);
   size_t submissions() const;
@@ -79,6 +84,7 @@ class FakeEngine final : public Engine {
   std::condition_variable changed_;
   std::map<RequestId, Sequence> sequences_;
   RequestId next_ = 1;
+  std::shared_ptr<const ExpertTierStats> tiers_;
 };
 
 struct Response {
