@@ -72,7 +72,7 @@ struct BenchmarkReport {
   Roofline roofline;
   std::string model, isa, weight_dtype, kv_dtype;
   double load_seconds = 0;
-  size_t peak_rss_bytes = 0;  // since the model began to load
+  size_t peak_rss_bytes = 0;                       // since the model began to load
   std::shared_ptr<const ExpertTierStats> experts;  // of the whole run; null: all in memory for good
   double disk_bandwidth = 0;  // bytes per second of direct reads of the pack; 0: not a pack
   ModelFootprint footprint;
