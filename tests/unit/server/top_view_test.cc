@@ -33,7 +33,14 @@ EngineStats Tiered(int round) {
     layer.prediction_hits = 70 * times;
     layer.resident = 3;
   }
-  tiers->links = {{"disk", 7 * times, 3'000'000 * times, 1'000'000 * times, 0.5 * round, 0, 1}};
+  ExpertTierStats::Link disk;
+  disk.name = "disk";
+  disk.reads = 7 * times;
+  disk.demand_bytes = 3'000'000 * times;
+  disk.prefetch_bytes = 1'000'000 * times;
+  disk.busy_seconds = 0.5 * round;
+  disk.failures = 1;
+  tiers->links = {disk};
   tiers->tiers = {{"host", 2'000'000'000, 1'500'000'000}};
   tiers->guards = {{"prefetch", true, 1.25, 1, 36}};
   tiers->experts_per_layer = 4;
