@@ -205,18 +205,20 @@ class Runner {
     std::vector<double> prefill, decode;
     for (int repeat = options_.warm_up ? -1 : 0; repeat < options_.repeats; ++repeat) {
       prefill_ = {};
-      decode_ = {};
+      const Phase decoded = std::exchange(decode_, {});
       Result<void> status = Measure(1, &prefill_);
       if (status && options_.generate > 1) status = Measure(options_.generate, &decode_);
       if (!status) return status.error();
+      const bool overlapped = decode_.tokens > 0;
+      if (!overlapped) decode_ = decoded;  // one stream was done before the next was submitted
       prefill_total_.AddTiers(prefill_);
-      decode_total_.AddTiers(decode_);
+      if (overlapped) decode_total_.AddTiers(decode_);
       if (repeat < 0) {
         prefill_total_ = decode_total_ = {};
         continue;
       }
       prefill.push_back(prefill_.tokens / prefill_.seconds);
-      if (decode_.tokens > 0) decode.push_back(decode_.tokens / decode_.seconds);
+      if (overlapped) decode.push_back(decode_.tokens / decode_.seconds);
     }
     std::vector<BenchmarkRow> rows;
     rows.push_back(Row("prefill", prefill_, prefill_total_, prefill));
