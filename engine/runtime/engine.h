@@ -53,7 +53,7 @@ enum class FinishReason { kStop, kLength, kCancelled, kError };
 struct Usage {
   int prompt_tokens = 0;
   int completion_tokens = 0;   // generated, the stop token included
-  int cached_tokens = 0;       // prompt tokens served from the prefix cache (0 until there is one)
+  int cached_tokens = 0;       // of the prompt, not computed: others had (prefix cache)
   double queue_seconds = 0;    // submission to first scheduling
   double prefill_seconds = 0;  // first scheduling to first token
   double decode_seconds = 0;   // first token to last
@@ -89,6 +89,8 @@ struct EngineOptions {
   int max_batch_tokens = 512;  // token budget of one step
   int prefill_chunk = 256;     // most prefill tokens of one sequence in one step
   double ageing_seconds = 10;  // waiting this long is worth one level of priority
+  // Requests that begin alike compute their beginning once (scheduler.h); changes no token.
+  bool prefix_cache = true;
 };
 
 // A consistent snapshot for /metrics, /props and tests. Counters only grow.
@@ -96,7 +98,11 @@ struct EngineStats {
   int running = 0;
   int waiting = 0;
   int kv_blocks_total = 0;
-  int kv_blocks_used = 0;
+  int kv_blocks_used = 0;    // by running sequences
+  int kv_blocks_cached = 0;  // by nobody, kept for sequences that begin alike until they are needed
+  uint64_t prefix_queried_tokens = 0;  // PrefixCacheStats
+  uint64_t prefix_hit_tokens = 0;
+  uint64_t prefix_evicted_blocks = 0;
   uint64_t steps = 0;
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;

@@ -36,6 +36,7 @@ SchedulerOptions ForScheduler(const EngineOptions& options, const ModelOptions& 
   s.prefill_chunk = options.prefill_chunk;
   s.ageing_seconds = options.ageing_seconds;
   s.max_rows = model.max_logit_rows;
+  s.prefix_cache = options.prefix_cache;
   return s;
 }
 
@@ -325,6 +326,7 @@ void EngineCore::Deliver(const Batch& batch, TimePoint now) {
     const ScheduledChunk& chunk = batch.chunks[i];
     Active& active = Find(chunk.id);
     const bool failed = results_[i].failed;
+    active.cached_tokens = chunk.cached_tokens;
     const int computed = chunk.position + static_cast<int>(chunk.tokens.size());
     if (!failed && !active.prompt_done && computed >= active.prompt_tokens) {
       active.prompt_done = true;
@@ -368,6 +370,7 @@ void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, T
   Usage& usage = finish.usage;
   usage.prompt_tokens = active.prompt_tokens;
   usage.completion_tokens = active.completion_tokens;
+  usage.cached_tokens = active.cached_tokens;
   usage.preemptions = active.preemptions;
   usage.queue_seconds = Seconds(active.submitted_at, active.scheduled ? active.scheduled_at : now);
   if (active.completion_tokens > 0) {
@@ -403,6 +406,11 @@ void EngineCore::Publish() {
   stats_.waiting = scheduler_.waiting();
   stats_.kv_blocks_total = scheduler_.pool().total();
   stats_.kv_blocks_used = scheduler_.pool().used();
+  stats_.kv_blocks_cached = scheduler_.pool().idle_kept();
+  const PrefixCacheStats& prefix = scheduler_.prefix_stats();
+  stats_.prefix_queried_tokens = prefix.queried_tokens;
+  stats_.prefix_hit_tokens = prefix.hit_tokens;
+  stats_.prefix_evicted_blocks = prefix.evicted_blocks;
   std::lock_guard<std::mutex> lock(published_mutex_);
   published_ = stats_;
 }

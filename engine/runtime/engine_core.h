@@ -71,6 +71,7 @@ class EngineCore {
     bool scheduled = false;
     int prompt_tokens;
     int completion_tokens = 0;
+    int cached_tokens = 0;
     int preemptions = 0;
     TimePoint submitted_at, scheduled_at, first_token_at, last_token_at;
     Error error;

@@ -26,7 +26,7 @@ std::string About(const Sequence& sequence, const char* what) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(options), pool_(options.kv_blocks) {
+    : options_(options), pool_(options.kv_blocks), index_(options.kv_blocks, options.block_tokens) {
   SLUICE_CHECK(options.block_tokens > 0 && options.prefill_chunk > 0);
   SLUICE_CHECK(options.max_running > 0 && options.max_running <= options.max_batch_tokens,
                "every running sequence must be able to decode in one step");
@@ -74,10 +74,12 @@ bool Scheduler::Cancel(SequenceId id) {
 }
 
 void Scheduler::ReleaseBlocks(Sequence* sequence) {
-  // Backwards, so that the free stack hands them out again in the order of the sequence.
+  // Backwards, so that the free stack hands them out again in the order of the sequence, and of
+  // those kept the last one of a prefix is forgotten first.
   for (size_t i = sequence->blocks.size(); i-- > 0;) pool_.Release(sequence->blocks[i]);
   sequence->blocks.clear();
   sequence->computed = 0;
+  sequence->indexed = 0;
 }
 
 void Scheduler::Remove(Sequence* sequence) {
@@ -100,7 +102,7 @@ void Scheduler::Preempt(Sequence* sequence) {
 bool Scheduler::Grow(Sequence* sequence) {
   const auto needed = static_cast<size_t>(BlocksFor(sequence->size()));
   while (sequence->blocks.size() < needed) {
-    const int32_t block = pool_.Allocate();
+    const int32_t block = TakeBlock();
     if (block >= 0) {
       sequence->blocks.push_back(block);
       continue;
@@ -112,12 +114,11 @@ bool Scheduler::Grow(Sequence* sequence) {
   return true;
 }
 
-int Scheduler::ChunkTokens(const Sequence& sequence, int budget) const {
-  const int left = sequence.size() - sequence.computed;
+int Scheduler::ChunkTokens(const Sequence& sequence, int computed, int budget) const {
+  const int left = sequence.size() - computed;
   const int count = std::min({options_.prefill_chunk, left, budget});
-  const bool rows =
-      sequence.spec.prompt_rows &&
-      std::max(sequence.prompt_rows_done, sequence.computed) < sequence.prompt_size - 1;
+  const bool rows = sequence.spec.prompt_rows &&
+                    std::max(sequence.prompt_rows_done, computed) < sequence.prompt_size - 1;
   return rows ? std::min(count, prompt_rows_left_) : count;
 }
 
@@ -143,27 +144,137 @@ void Scheduler::AddChunk(const Sequence& sequence, int count) {
       chunk.prompt_rows_end = limit - sequence.computed;
     }
   }
+  chunk.cached_tokens = sequence.cached;
   batch_.tokens += count;
+  if (options_.prefix_cache && count > 1) prefilling_.push_back(&sequence);
+}
+
+int32_t Scheduler::TakeBlock() {
+  const int32_t block = pool_.Allocate();
+  if (block < 0 || !index_.Contains(block)) return block;
+  index_.Erase(block);
+  ++prefix_stats_.evicted_blocks;
+  return block;
+}
+
+int Scheduler::MostCached(const Sequence& sequence) const {
+  if (!options_.prefix_cache) return 0;
+  // The last token is computed for its row, and so is every token whose row is still wanted.
+  const bool rows =
+      sequence.spec.prompt_rows && sequence.prompt_rows_done < sequence.prompt_size - 1;
+  return rows ? sequence.prompt_rows_done : sequence.size() - 1;
+}
+
+void Scheduler::MatchPrefix(const Sequence& sequence) {
+  matched_.clear();
+  const auto block_tokens = static_cast<size_t>(options_.block_tokens);
+  const size_t most = static_cast<size_t>(MostCached(sequence)) / block_tokens;
+  auto at = static_cast<size_t>(sequence.indexed);
+  int32_t parent = at == 0 ? -1 : sequence.blocks[at - 1];
+  for (; at < most; ++at) {
+    const auto tokens = std::span(sequence.tokens).subspan(at * block_tokens, block_tokens);
+    const int32_t block = index_.Find(sequence.spec.prefix_key, parent, tokens);
+    if (block < 0) return;
+    matched_.push_back(block);
+    parent = block;
+  }
+}
+
+void Scheduler::TakeMatched(Sequence* sequence) {
+  for (int32_t block : matched_) {
+    const auto at = static_cast<size_t>(sequence->indexed);
+    pool_.AddReference(block);
+    if (at < sequence->blocks.size()) {
+      pool_.Release(sequence->blocks[at]);
+      sequence->blocks[at] = block;
+    } else {
+      sequence->blocks.push_back(block);
+    }
+    const int end = ++sequence->indexed * options_.block_tokens;
+    if (sequence->preemptions == 0) {
+      const int hit = std::min(end, sequence->prompt_size) -
+                      std::min(sequence->computed, sequence->prompt_size);
+      sequence->cached += hit;
+      prefix_stats_.hit_tokens += static_cast<uint64_t>(hit);
+    }
+    sequence->computed = end;
+  }
+}
+
+bool Scheduler::IsBeingComputed(const Sequence& sequence, std::span<const int32_t> blocks) const {
+  const auto block_tokens = static_cast<size_t>(options_.block_tokens);
+  const size_t begin = blocks.size() * block_tokens;
+  if (begin + block_tokens > static_cast<size_t>(MostCached(sequence))) return false;
+  const auto wanted = std::span(sequence.tokens).subspan(begin, block_tokens);
+  return std::any_of(prefilling_.begin(), prefilling_.end(), [&](const Sequence* other) {
+    if (other->spec.prefix_key != sequence.spec.prefix_key) return false;
+    if (static_cast<size_t>(other->indexed) != blocks.size()) return false;
+    if (!blocks.empty() && other->blocks[blocks.size() - 1] != blocks.back()) return false;
+    if (begin + block_tokens > other->tokens.size()) return false;
+    const auto theirs = std::span(other->tokens).subspan(begin, block_tokens);
+    return std::equal(wanted.begin(), wanted.end(), theirs.begin());
+  });
+}
+
+void Scheduler::IndexBlocks(Sequence* sequence) {
+  if (!options_.prefix_cache) return;
+  const auto block_tokens = static_cast<size_t>(options_.block_tokens);
+  const auto full = static_cast<size_t>(sequence->computed) / block_tokens;
+  for (auto at = static_cast<size_t>(sequence->indexed); at < full; ++at) {
+    const int32_t parent = at == 0 ? -1 : sequence->blocks[at - 1];
+    const auto tokens = std::span(sequence->tokens).subspan(at * block_tokens, block_tokens);
+    int32_t& block = sequence->blocks[at];
+    const int32_t known = index_.Find(sequence->spec.prefix_key, parent, tokens);
+    if (known < 0) {
+      index_.Insert(sequence->spec.prefix_key, parent, tokens, block);
+      pool_.Keep(block);
+    } else {
+      pool_.AddReference(known);
+      pool_.Release(block);
+      block = known;
+    }
+    ++sequence->indexed;
+  }
+}
+
+// False when nobody behind it may be admitted in this step either.
+bool Scheduler::Admit(Sequence* sequence, int* budget) {
+  MatchPrefix(*sequence);
+  if (IsBeingComputed(*sequence, matched_)) return true;
+  const auto idle = std::count_if(matched_.begin(), matched_.end(),
+                                  [this](int32_t block) { return pool_.references(block) == 0; });
+  const int64_t most = sequence->prompt_size + static_cast<int64_t>(sequence->spec.max_tokens);
+  const int needed =
+      BlocksFor(std::min<int64_t>(sequence->size() + 1, most)) - static_cast<int>(matched_.size());
+  if (pool_.free() - static_cast<int>(idle) < needed + running()) return false;
+  const bool first = sequence->state == SequenceState::kWaiting;
+  const int known = static_cast<int>(matched_.size()) * options_.block_tokens;
+  const int count = ChunkTokens(*sequence, known, *budget);
+  if (count == 0) return false;
+  if (first) {
+    batch_.first_scheduled.push_back(sequence->spec.id);
+    if (options_.prefix_cache) {
+      prefix_stats_.queried_tokens += static_cast<uint64_t>(sequence->prompt_size);
+    }
+  }
+  std::erase(waiting_, sequence);
+  sequence->state = SequenceState::kRunning;
+  TakeMatched(sequence);
+  const auto blocks = static_cast<size_t>(BlocksFor(sequence->size()));
+  while (sequence->blocks.size() < blocks) sequence->blocks.push_back(TakeBlock());
+  InsertSorted(&running_, sequence, ServedBefore);
+  AddChunk(*sequence, count);
+  *budget -= count;
+  return true;
 }
 
 void Scheduler::AdmitWaiting(int* budget) {
-  while (*budget > 0 && running() < options_.max_running && !waiting_.empty()) {
-    Sequence* sequence = waiting_.back();
-    const int64_t most = sequence->prompt_size + static_cast<int64_t>(sequence->spec.max_tokens);
-    const int needed = BlocksFor(std::min<int64_t>(sequence->size() + 1, most));
-    if (pool_.free() < needed + running()) return;
-    const int count = ChunkTokens(*sequence, *budget);
-    if (count == 0) return;
-    waiting_.pop_back();
-    if (sequence->state == SequenceState::kWaiting) {
-      batch_.first_scheduled.push_back(sequence->spec.id);
-    }
-    sequence->state = SequenceState::kRunning;
-    const int blocks = BlocksFor(sequence->size());
-    for (int i = 0; i < blocks; ++i) sequence->blocks.push_back(pool_.Allocate());
-    InsertSorted(&running_, sequence, ServedBefore);
-    AddChunk(*sequence, count);
-    *budget -= count;
+  // Who is admitted leaves the line: what is behind moves up.
+  for (size_t behind = 0; behind < waiting_.size();) {
+    if (*budget == 0 || running() >= options_.max_running) return;
+    const size_t before = waiting_.size();
+    if (!Admit(waiting_[before - 1 - behind], budget)) return;
+    if (waiting_.size() == before) ++behind;
   }
 }
 
@@ -173,6 +284,7 @@ const Batch& Scheduler::Schedule() {
   batch_.first_scheduled.clear();
   batch_.preempted.clear();
   batch_.tokens = 0;
+  prefilling_.clear();
   prompt_rows_left_ = prompt_rows_;
   // A victim always has a larger rank than the sequence that grows, so it is behind `i` and not yet
   // in the batch.
@@ -187,7 +299,13 @@ const Batch& Scheduler::Schedule() {
     const int left = sequence->size() - sequence->computed;
     if (left == 1) continue;
     if (budget == 0) break;
-    const int count = ChunkTokens(*sequence, budget);
+    if (options_.prefix_cache && sequence->computed < sequence->prompt_size) {
+      MatchPrefix(*sequence);
+      TakeMatched(sequence);
+      const auto indexed = static_cast<size_t>(sequence->indexed);
+      if (IsBeingComputed(*sequence, std::span(sequence->blocks).first(indexed))) continue;
+    }
+    const int count = ChunkTokens(*sequence, sequence->computed, budget);
     if (count == 0) continue;
     AddChunk(*sequence, count);
     budget -= count;
@@ -209,6 +327,7 @@ void Scheduler::Commit(std::span<const ChunkResult> results, std::vector<Sequenc
     if (chunk.rows == RowsWanted::kAll) {
       sequence->prompt_rows_done = chunk.position + chunk.prompt_rows_end;
     }
+    if (!results[i].failed) IndexBlocks(sequence);
     if (results[i].failed) {
       ends->push_back({chunk.id, EndReason::kFailed});
     } else if (chunk.samples) {
@@ -239,6 +358,16 @@ std::string Scheduler::CheckSequence(const Sequence& s) const {
     if (s.computed != 0) return About(s, "does not run but counts computed tokens");
     return {};
   }
+  const int full = options_.prefix_cache ? s.computed / options_.block_tokens : 0;
+  if (s.indexed != full) return About(s, "has full blocks that are not indexed");
+  for (int i = 0; i < s.indexed; ++i) {
+    const int32_t parent = i == 0 ? -1 : s.blocks[static_cast<size_t>(i - 1)];
+    const auto tokens = std::span(s.tokens).subspan(static_cast<size_t>(i * options_.block_tokens),
+                                                    static_cast<size_t>(options_.block_tokens));
+    if (index_.Find(s.spec.prefix_key, parent, tokens) != s.blocks[static_cast<size_t>(i)]) {
+      return About(s, "holds a block under another name than its tokens");
+    }
+  }
   if (s.computed < 0 || s.computed >= s.size()) return About(s, "runs with nothing to compute");
   const auto held = static_cast<int>(s.blocks.size());
   if (held < BlocksFor(s.size() - 1)) return About(s, "runs without blocks for its tokens");
@@ -248,6 +377,7 @@ std::string Scheduler::CheckSequence(const Sequence& s) const {
 
 std::string Scheduler::CheckInvariants() const {
   if (std::string wrong = pool_.CheckInvariants(); !wrong.empty()) return wrong;
+  if (std::string wrong = index_.CheckInvariants(); !wrong.empty()) return wrong;
   if (in_step_) return "a step is open";
   std::vector<int> holders(static_cast<size_t>(pool_.total()), 0);
   for (const auto& [id, sequence] : sequences_) {
@@ -259,6 +389,9 @@ std::string Scheduler::CheckInvariants() const {
     }
   }
   for (int32_t block = 0; block < pool_.total(); ++block) {
+    if (pool_.kept(block) != index_.Contains(block)) {
+      return "block " + std::to_string(block) + " is kept without a name, or named and not kept";
+    }
     if (holders[static_cast<size_t>(block)] != pool_.references(block)) {
       return "block " + std::to_string(block) + " has " +
              std::to_string(holders[static_cast<size_t>(block)]) + " holders but counts " +

@@ -25,10 +25,21 @@
 //   smallest rank is therefore never preempted in favour of another, it fits the pool alone
 //   (CanEverRun), and so it finishes: by induction everyone does.
 //
+// Prefix cache (prefix_index.h). A full block that was computed is known by its tokens and all
+// before
+//   them, and stays known after its sequence, until the pool needs it (least recently used first).
+//   A sequence begins with the known blocks of its tokens and computes the rest, at least its last
+//   token. While it computes its prompt it also takes blocks over that others have finished since;
+//   and it waits while another sequence of the same step computes the very block that it needs next
+//   (n candidates of one prompt compute it once). A block that two sequences computed at the same
+//   time is kept once: what a token's keys and values are does not depend on who computed them. The
+//   chunk of a failed sequence is never known. Rows of prompt tokens that are wanted are computed.
+//
 // Invariants (between calls; CheckInvariants verifies them)
-//   1. Every block is free or held by exactly as many sequences as its count says.
+//   1. Every block is free or held by exactly as many sequences as its count says; those that the
+//      prefix index knows are kept, and nothing else is.
 //   2. waiting, preempted: no blocks, computed == 0. running: blocks cover all tokens but perhaps
-//      the newest one, computed < size.
+//      the newest one, computed < size; with the prefix cache its full computed blocks are indexed.
 //   3. Each sequence is in exactly one of the two lines; both lines are in order.
 //   4. running sequences <= max_running; generated <= max_tokens.
 //   5. Someone waits or runs <=> Schedule gives a batch that is not empty.
@@ -44,6 +55,7 @@
 #include <vector>
 
 #include "engine/scheduler/kv_block_pool.h"
+#include "engine/scheduler/prefix_index.h"
 #include "engine/scheduler/sequence.h"
 
 namespace sluice {
@@ -57,6 +69,13 @@ struct SchedulerOptions {
   int max_rows = 0;  // logits rows of one step; 0: max_batch_tokens. REQUIRED > max_running, or
                      // >= max_batch_tokens
   double ageing_seconds = 10;  // waiting this long is worth one level of priority; REQUIRED > 0
+  bool prefix_cache = false;
+};
+
+struct PrefixCacheStats {
+  uint64_t queried_tokens = 0;  // prompt tokens of sequences when they were first admitted
+  uint64_t hit_tokens = 0;      // of those, found (also a little later, see above)
+  uint64_t evicted_blocks = 0;  // forgotten because the pool needed them
 };
 
 enum class RowsWanted {
@@ -78,6 +97,7 @@ struct ScheduledChunk {
   // not delivered before; row r predicts the prompt token at position + r + 1.
   int prompt_rows_begin = 0;
   int prompt_rows_end = 0;
+  int cached_tokens = 0;  // Sequence::cached
 };
 
 struct Batch {
@@ -123,6 +143,8 @@ class Scheduler {
   int running() const { return static_cast<int>(running_.size()); }
   int waiting() const { return static_cast<int>(waiting_.size()); }  // the preempted included
   const KvBlockPool& pool() const { return pool_; }
+  const PrefixIndex& prefix_index() const { return index_; }
+  const PrefixCacheStats& prefix_stats() const { return prefix_stats_; }
   const Sequence* Find(SequenceId id) const;
 
   // Empty when every invariant above holds, else a sentence about the first that does not.
@@ -131,24 +153,42 @@ class Scheduler {
 
  private:
   int BlocksFor(int64_t tokens) const;
-  // Tokens of the sequence's next chunk, 0 when the step has no rows left for it.
-  int ChunkTokens(const Sequence& sequence, int budget) const;
+  // Tokens of the sequence's next chunk when `computed` of them are, 0 when the step has no rows
+  // left for it.
+  int ChunkTokens(const Sequence& sequence, int computed, int budget) const;
   bool Grow(Sequence* sequence);
   void Preempt(Sequence* sequence);
   void AdmitWaiting(int* budget);
+  bool Admit(Sequence* sequence, int* budget);
   void AddChunk(const Sequence& sequence, int count);
+  // A block for one holder; forgets what it held. -1: none is free.
+  int32_t TakeBlock();
+  // Leading tokens of the sequence that need not be computed if they are known.
+  int MostCached(const Sequence& sequence) const;
+  // Fills matched_ with the known blocks that follow the sequence's indexed ones.
+  void MatchPrefix(const Sequence& sequence);
+  // Goes on with matched_ instead of what it computed or would have to.
+  void TakeMatched(Sequence* sequence);
+  // Whether a chunk of this step computes the block that would follow `blocks` (all indexed).
+  bool IsBeingComputed(const Sequence& sequence, std::span<const int32_t> blocks) const;
+  // Makes the sequence's full computed blocks known.
+  void IndexBlocks(Sequence* sequence);
   void ReleaseBlocks(Sequence* sequence);
   void Remove(Sequence* sequence);
   std::string CheckSequence(const Sequence& sequence) const;
 
   const SchedulerOptions options_;
   KvBlockPool pool_;
+  PrefixIndex index_;
+  PrefixCacheStats prefix_stats_;
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // best rank first
   std::vector<Sequence*> waiting_;  // best rank last
   Batch batch_;
-  int prompt_rows_ = 0;       // of one step
-  int prompt_rows_left_ = 0;  // of the step being made
+  std::vector<const Sequence*> prefilling_;  // in the step being made, beside decodes
+  std::vector<int32_t> matched_;             // of MatchPrefix
+  int prompt_rows_ = 0;                      // of one step
+  int prompt_rows_left_ = 0;                 // of the step being made
   bool in_step_ = false;
   uint64_t arrivals_ = 0;
 };

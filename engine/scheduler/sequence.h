@@ -25,6 +25,9 @@ struct SequenceSpec {
   std::vector<int32_t> ending_ids;  // a generated token among these ends the sequence
   int priority = 0;                 // higher is served first
   bool prompt_rows = false;         // logits rows of prompt tokens are wanted, each once
+  // What beside the tokens decides the values in its KvBlocks (a quality setting): blocks are
+  // shared between sequences of one key only. 0: exact.
+  uint64_t prefix_key = 0;
   TimePoint arrival;
 };
 
@@ -35,6 +38,8 @@ struct Sequence {
   std::vector<int32_t> blocks;  // blocks[i] holds tokens [16 i, 16 i + 16)
   int prompt_size = 0;
   int computed = 0;          // tokens whose keys and values are in `blocks`
+  int indexed = 0;           // leading blocks that the prefix index knows, all of them full
+  int cached = 0;            // prompt tokens that others had computed when it first needed them
   int prompt_rows_done = 0;  // rows [0, prompt_rows_done) were delivered, before any preemption too
   SequenceState state = SequenceState::kWaiting;
   int preemptions = 0;

@@ -197,6 +197,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   options.max_running = config.engine.max_running;
   options.max_batch_tokens = config.engine.max_batch_tokens;
   options.prefill_chunk = config.engine.prefill_chunk;
+  options.prefix_cache = config.engine.prefix_cache == "on";
   served->engine = Engine::Start(std::move(*model), options,
                                  [metrics](int batch_tokens, int sequences, double step_seconds) {
                                    metrics->ObserveStep(batch_tokens, sequences, step_seconds);

@@ -62,6 +62,7 @@ struct EngineSettings {
   int max_running = 64;
   int max_batch_tokens = 512;
   int prefill_chunk = 256;
+  std::string prefix_cache = "on";
 };
 
 struct LogSettings {

@@ -159,9 +159,17 @@ void Metrics::Impl::AddEngine(const EngineStats& s, Snapshot& out) const {
   out.Gauge("sluice_sequences_waiting", "Sequences waiting to run.", s.waiting);
   out.Gauge("sluice_kv_blocks", "KV cache blocks.", s.kv_blocks_total);
   out.Gauge("sluice_kv_blocks_used", "KV cache blocks in use.", s.kv_blocks_used);
+  out.Gauge("sluice_kv_blocks_cached", "KV cache blocks kept for prompts that begin alike.",
+            s.kv_blocks_cached);
+  out.Counter("sluice_prefix_cache_queried_tokens_total", "Prompt tokens looked for in the cache.",
+              static_cast<double>(s.prefix_queried_tokens));
+  out.Counter("sluice_prefix_cache_hit_tokens_total", "Prompt tokens taken from the cache.",
+              static_cast<double>(s.prefix_hit_tokens));
+  out.Counter("sluice_prefix_cache_evicted_blocks_total", "Cached KV blocks given to others.",
+              static_cast<double>(s.prefix_evicted_blocks));
   out.Counter("sluice_steps_total", "Engine steps.", static_cast<double>(s.steps));
   out.Counter("sluice_step_busy_seconds_total", "Time spent in engine steps.", s.step_seconds);
-  out.Counter("sluice_prompt_tokens_total", "Prompt tokens computed.",
+  out.Counter("sluice_prompt_tokens_total", "Prompt tokens, those from the prefix cache included.",
               static_cast<double>(s.prompt_tokens));
   out.Counter("sluice_generated_tokens_total", "Tokens generated.",
               static_cast<double>(s.generated_tokens));
@@ -184,6 +192,10 @@ void Metrics::Impl::AddCompat(const EngineStats& s, Snapshot& out) const {
     out.Gauge("vllm:num_requests_waiting", "Sequences waiting to run.", s.waiting, labels);
     out.Gauge("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is full.",
               Ratio(s.kv_blocks_used, s.kv_blocks_total), labels);
+    out.Counter("vllm:prefix_cache_queries_total", "Prompt tokens looked for in the cache.",
+                static_cast<double>(s.prefix_queried_tokens), labels);
+    out.Counter("vllm:prefix_cache_hits_total", "Prompt tokens taken from the cache.",
+                static_cast<double>(s.prefix_hit_tokens), labels);
     out.Counter("vllm:num_preemptions_total", "Preempted sequences.",
                 static_cast<double>(s.preemptions), labels);
     out.Counter("vllm:prompt_tokens_total", "Prompt tokens computed.",

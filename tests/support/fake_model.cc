@@ -30,7 +30,7 @@ FakeModel::FakeModel(const FakeModelOptions& options) : fake_(options) {
   model_options_.max_context = options.max_context;
   model_options_.kv_blocks = options.kv_blocks;
   slots_.resize(static_cast<size_t>(options.kv_blocks) * kKvBlockTokens);
-  block_used_.assign(static_cast<size_t>(options.kv_blocks), -1);
+  block_used_.resize(static_cast<size_t>(options.kv_blocks));
 }
 
 bool FakeModel::Background() {
@@ -85,11 +85,17 @@ bool FakeModel::CheckBlocks(const SequenceChunk& chunk) {
   if (chunk.kv_blocks.size() * kKvBlockTokens < end) {
     return Violated("the block table is too short"), false;
   }
-  for (int32_t block : chunk.kv_blocks) {
+  const size_t written = static_cast<size_t>(chunk.position) / kKvBlockTokens;
+  for (size_t i = 0; i < chunk.kv_blocks.size(); ++i) {
+    const int32_t block = chunk.kv_blocks[i];
     if (block < 0 || block >= fake_.kv_blocks) return Violated("a block id out of range"), false;
-    int64_t& last = block_used_[static_cast<size_t>(block)];
-    if (last == forwards_) return Violated("a block used twice"), false;
-    last = forwards_;
+    // Many may read a block, but nobody beside the one that writes to it.
+    BlockUse& use = block_used_[static_cast<size_t>(block)];
+    const bool read_only = i < written;
+    if (use.forward == forwards_ && !(use.read_only && read_only)) {
+      return Violated("a block written by one and used by another"), false;
+    }
+    use = {forwards_, read_only};
   }
   for (int32_t token : chunk.tokens) {
     if (token < 0 || token >= fake_.vocab) return Violated("a token out of range"), false;

@@ -73,7 +73,11 @@ class FakeModel final : public Model {
   ModelConfig config_;
   ModelOptions model_options_;
   std::vector<Slot> slots_;
-  std::vector<int64_t> block_used_;  // by block: the last Forward that used it
+  struct BlockUse {
+    int64_t forward = -1;  // the last that used it
+    bool read_only = false;
+  };
+  std::vector<BlockUse> block_used_;  // by block
   std::vector<float> logits_;
   ForwardStats stats_;
   std::string violation_;
