@@ -8,6 +8,8 @@
 #include <sstream>
 #include <string>
 
+#include "engine/base/process_memory.h"
+
 namespace sluice {
 namespace {
 
@@ -39,11 +41,9 @@ double BootTime() {
 ProcessUsage ReadProcessUsage() {
   ProcessUsage usage;
   const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  uint64_t total = 0, resident = 0;
-  if (std::ifstream("/proc/self/statm") >> total >> resident) {
-    usage.virtual_bytes = total * page;
-    usage.resident_bytes = resident * page;
-  }
+  uint64_t total = 0;
+  if (std::ifstream("/proc/self/statm") >> total) usage.virtual_bytes = total * page;
+  usage.resident_bytes = ResidentBytes();
   rusage times{};
   if (getrusage(RUSAGE_SELF, &times) == 0) {
     const auto seconds = [](const timeval& t) {

@@ -14,6 +14,7 @@
 #include "engine/model/transformer.h"
 #include "engine/tensor/cpu_backend.h"
 #include "kernels/cpu/thread_pool.h"
+#include "tests/support/forwarding_backend.h"
 
 namespace sluice {
 namespace {
@@ -29,24 +30,11 @@ constexpr const char* kOpNames[kOps] = {"embed",  "qkv",   "rope+kv", "attention
                                         "router", "top-k", "experts", "combine",   "head"};
 
 // A backend that times the calls it passes on.
-class TimedBackend final : public Backend {
+class TimedBackend final : public ForwardingBackend {
  public:
   explicit TimedBackend(std::unique_ptr<Backend> backend, double* seconds)
-      : backend_(std::move(backend)), seconds_(seconds) {}
+      : ForwardingBackend(std::move(backend)), seconds_(seconds) {}
 
-  const char* name() const override { return backend_->name(); }
-  int threads() const override { return backend_->threads(); }
-  Result<DeviceBuffer> Allocate(size_t bytes, const char* what) override {
-    return backend_->Allocate(bytes, what);
-  }
-  Result<> Prepare(const WorkspaceLimits& limits) override { return backend_->Prepare(limits); }
-  size_t workspace_bytes() const override { return backend_->workspace_bytes(); }
-  void Pack(DType dtype, const void* src, int rows, int cols, void* packed) override {
-    backend_->Pack(dtype, src, rows, cols, packed);
-  }
-  void ToF32(DType dtype, const void* src, int64_t n, float* out) override {
-    backend_->ToF32(dtype, src, n, out);
-  }
   void Embed(const EmbeddingTable& table, std::span<const int32_t> ids, float* out) override {
     Time(kEmbed, [&] { backend_->Embed(table, ids, out); });
   }
@@ -81,7 +69,6 @@ class TimedBackend final : public Backend {
     seconds_[op] += Seconds(start);
   }
 
-  std::unique_ptr<Backend> backend_;
   double* seconds_;
 };
 

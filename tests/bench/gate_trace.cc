@@ -8,6 +8,7 @@
 
 #include "engine/model/transformer.h"
 #include "engine/tensor/cpu_backend.h"
+#include "tests/support/forwarding_backend.h"
 
 namespace sluice {
 namespace {
@@ -25,9 +26,9 @@ double Cosine(const float* a, const float* b, int n) {
 }
 
 // Knows a router's product by the rows of its matrix and by asking for the normed input.
-class GateWatcher final : public Backend {
+class GateWatcher final : public ForwardingBackend {
  public:
-  explicit GateWatcher(std::unique_ptr<Backend> backend) : backend_(std::move(backend)) {}
+  using ForwardingBackend::ForwardingBackend;
 
   // From here on steps are recorded to `trace`, which is sized; before, routers are learned.
   void Record(GateTrace* trace) { trace_ = trace; }
@@ -38,22 +39,6 @@ class GateWatcher final : public Backend {
   }
   int layers() const { return static_cast<int>(routers_.size()); }
 
-  const char* name() const override { return backend_->name(); }
-  int threads() const override { return backend_->threads(); }
-  Result<DeviceBuffer> Allocate(size_t bytes, const char* what) override {
-    return backend_->Allocate(bytes, what);
-  }
-  Result<> Prepare(const WorkspaceLimits& limits) override { return backend_->Prepare(limits); }
-  size_t workspace_bytes() const override { return backend_->workspace_bytes(); }
-  void Pack(DType dtype, const void* src, int rows, int cols, void* packed) override {
-    backend_->Pack(dtype, src, rows, cols, packed);
-  }
-  void ToF32(DType dtype, const void* src, int64_t n, float* out) override {
-    backend_->ToF32(dtype, src, n, out);
-  }
-  void Embed(const EmbeddingTable& table, std::span<const int32_t> ids, float* out) override {
-    backend_->Embed(table, ids, out);
-  }
   void Linear(const LinearArgs& args) override {
     backend_->Linear(args);
     if (args.normed == nullptr || args.outputs.empty() || args.outputs[0].weight.rows != experts_) {
@@ -66,8 +51,6 @@ class GateWatcher final : public Backend {
     Ahead(args);
     Compare(args);
   }
-  void RopeCache(const RopeCacheArgs& args) override { backend_->RopeCache(args); }
-  void Attention(const PagedAttentionArgs& args) override { backend_->Attention(args); }
   void TopK(const TopKArgs& args) override {
     backend_->TopK(args);
     if (trace_ == nullptr) return;
@@ -77,8 +60,6 @@ class GateWatcher final : public Backend {
     }
     ++layer_;
   }
-  void Mlp(const MlpArgs& args) override { backend_->Mlp(args); }
-  void Combine(const CombineArgs& args) override { backend_->Combine(args); }
 
  private:
   struct Router {
@@ -133,7 +114,6 @@ class GateWatcher final : public Backend {
     last_residual_.assign(args.x, args.x + size);
   }
 
-  std::unique_ptr<Backend> backend_;
   GateTrace* trace_ = nullptr;
   int experts_ = -1;
   int first_token_ = 0;

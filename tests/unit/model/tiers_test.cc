@@ -12,6 +12,7 @@
 #include "engine/model/transformer.h"
 #include "engine/tensor/cpu_backend.h"
 #include "tests/support/catch.h"
+#include "tests/support/forwarding_backend.h"
 #include "tests/support/scratch_directory.h"
 #include "tests/unit/model/golden.h"
 
@@ -275,32 +276,18 @@ TEST_CASE("With experts on disk, logits do not depend on threads or company", "[
 }
 
 // Shows a predictor what each layer's own gate says, as if it were known before the layer asks.
-class OwnGateBackend final : public Backend {
+class OwnGateBackend final : public ForwardingBackend {
  public:
   OwnGateBackend(std::unique_ptr<Backend> backend, ExpertPredictor* predictor,
                  std::vector<int> sparse_layers)
-      : backend_(std::move(backend)), predictor_(predictor), layers_(std::move(sparse_layers)) {}
+      : ForwardingBackend(std::move(backend)),
+        predictor_(predictor),
+        layers_(std::move(sparse_layers)) {}
 
-  const char* name() const override { return backend_->name(); }
-  int threads() const override { return backend_->threads(); }
-  Result<DeviceBuffer> Allocate(size_t bytes, const char* what) override {
-    return backend_->Allocate(bytes, what);
-  }
-  Result<> Prepare(const WorkspaceLimits& limits) override { return backend_->Prepare(limits); }
-  size_t workspace_bytes() const override { return backend_->workspace_bytes(); }
-  void Pack(DType dtype, const void* src, int rows, int cols, void* packed) override {
-    backend_->Pack(dtype, src, rows, cols, packed);
-  }
-  void ToF32(DType dtype, const void* src, int64_t n, float* out) override {
-    backend_->ToF32(dtype, src, n, out);
-  }
   void Embed(const EmbeddingTable& table, std::span<const int32_t> ids, float* out) override {
     next_ = 0;
     backend_->Embed(table, ids, out);
   }
-  void Linear(const LinearArgs& args) override { backend_->Linear(args); }
-  void RopeCache(const RopeCacheArgs& args) override { backend_->RopeCache(args); }
-  void Attention(const PagedAttentionArgs& args) override { backend_->Attention(args); }
   void TopK(const TopKArgs& args) override {
     backend_->TopK(args);
     REQUIRE(args.stride == args.n);
@@ -310,11 +297,8 @@ class OwnGateBackend final : public Backend {
     predictor_->OnScores(layer, 0, {args.tokens, args.n, args.logits, streams.data()});
     predictor_->OnRouted(layer, {args.tokens, args.k, args.ids, streams.data()});
   }
-  void Mlp(const MlpArgs& args) override { backend_->Mlp(args); }
-  void Combine(const CombineArgs& args) override { backend_->Combine(args); }
 
  private:
-  std::unique_ptr<Backend> backend_;
   ExpertPredictor* predictor_;
   std::vector<int> layers_;
   size_t next_ = 0;
