@@ -43,7 +43,9 @@ struct ModelOptions {
   cpu::Isa isa = cpu::Isa::kAuto;
   int threads = 0;  // 0: the cores that the process may use
   bool pin_threads = false;
-  int max_batch_tokens = 512;  // tokens in one Forward, over all chunks
+  // Tokens in one Forward, over all chunks. Resolved to fewer where buffers for so many leave the
+  // memory budget too little for experts.
+  int max_batch_tokens = 512;
   int max_sequences = 64;      // chunks in one Forward
   int max_logit_rows = 0;      // rows that one Forward returns; 0: max_batch_tokens
   int max_context = 0;         // tokens per sequence; 0: the model's max_positions. Resolved to

@@ -30,6 +30,11 @@ Error WrongShape(const std::string& name, const WeightLayout& layout, const Tens
                  ShapeText(slice.rows, slice.columns));
 }
 
+ActivationForm FormOf(const WeightLayout& layout) {
+  return layout.form == WeightForm::kNested ? ActivationForm::kForNested
+                                            : static_cast<ActivationForm>(layout.dtype);
+}
+
 // Whether the role can be served from this form.
 bool Fits(const WeightPlace& place, const WeightLayout& layout) {
   if (place.vector != nullptr) {
@@ -174,9 +179,13 @@ Result<ModelWeights> LoadPackWeights(std::shared_ptr<const PackReader> pack,
     if (!tiered) return tiered.error();
     weights.tiered = std::move(*tiered);
     weights.expert_bytes = weights.tiered->cache().all_bytes();
-    for (int layer = config.num_layers(); layer-- > 0;) {
-      const PackExpert* expert = pack->FindExpert(layer, 0);
-      if (expert != nullptr) weights.nested_experts = expert->gate.form == WeightForm::kNested;
+    for (int layer = 0; layer < config.num_layers(); ++layer) {
+      for (int index = 0; config.layers[layer].sparse && index < config.router.num_experts;
+           ++index) {
+        const PackExpert* expert = pack->FindExpert(layer, index);
+        weights.expert_forms.Add(FormOf(expert->gate));
+        weights.expert_forms.Add(FormOf(expert->down));
+      }
     }
   }
   auto memory = backend->Allocate(dense_bytes, "weights");

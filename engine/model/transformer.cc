@@ -15,6 +15,39 @@ namespace {
 // For what grows while requests run: connections, texts, samplers, stacks.
 constexpr size_t kReserveBytes = size_t{16} << 20;
 
+// Smaller steps read experts too often for what their buffers save.
+constexpr int kLeastBatchTokens = 32;
+
+void Add(const PackedMatrix& matrix, ActivationForms* forms) {
+  if (matrix) forms->Add(matrix.activation_form());
+}
+
+void Add(const ExpertWeights& weights, ActivationForms* forms) {
+  Add(weights.gate, forms);
+  Add(weights.up, forms);
+  Add(weights.down, forms);
+}
+
+// What the model's weights want their inputs packed as.
+void SetForms(const ModelConfig& config, const ModelWeights& weights, WorkspaceLimits* limits) {
+  limits->linear_forms = limits->mlp_forms = {};
+  Add(weights.head, &limits->linear_forms);
+  for (int i = 0; i < config.num_layers(); ++i) {
+    const LayerWeights& layer = weights.layers[i];
+    for (const PackedMatrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.moe.router,
+                                       &layer.moe.shared_gate}) {
+      Add(*matrix, &limits->linear_forms);
+    }
+    Add(layer.moe.dense, &limits->mlp_forms);
+    Add(layer.moe.shared, &limits->mlp_forms);
+    if (weights.tiered != nullptr || !config.layers[i].sparse) continue;
+    for (int e = 0; e < config.router.num_experts; ++e) {
+      Add(weights.experts.Lookup({i, e}), &limits->mlp_forms);
+    }
+  }
+  limits->mlp_forms.Add(weights.expert_forms);
+}
+
 size_t LogitRowCount(const SequenceChunk& chunk) {
   if (chunk.logits == LogitRows::kAll) return chunk.tokens.size();
   return chunk.logits == LogitRows::kLast ? 1 : 0;
@@ -23,45 +56,53 @@ size_t LogitRowCount(const SequenceChunk& chunk) {
 }  // namespace
 
 Transformer::Transformer(const ModelConfig& config, const ModelOptions& options,
-                         std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
-                         MoeRunner moe)
+                         std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache)
     : config_(config),
       options_(options),
       backend_(std::move(backend)),
       weights_(std::move(weights)),
       cache_(std::move(cache)),
-      moe_(std::move(moe)),
       rope_(RopeTable(config), options.max_context),
       batch_(config, options.max_batch_tokens, options.max_sequences),
       streams_(options.max_batch_tokens),
       failed_(options.max_batch_tokens),
-      row_tokens_(options.max_batch_tokens) {
-  std::vector<const MoeWeights*> layers;
-  for (const LayerWeights& layer : weights_.layers) layers.push_back(&layer.moe);
-  moe_.SetLayers(std::move(layers));
-}
+      row_tokens_(options.max_batch_tokens) {}
 
 Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
                                                    const ModelOptions& options,
                                                    std::unique_ptr<Backend> backend,
                                                    ModelWeights weights) {
-  WorkspaceLimits limits;
-  limits.max_tokens = options.max_batch_tokens;
-  limits.max_cols = std::max(config.hidden, config.heads * config.head_dim);
-  MoeRunner::AddLimits(config, options.max_batch_tokens, &limits);
-  if (auto ok = backend->Prepare(limits); !ok) return ok.error();
+  ReturnFreeMemory();
+  const uint64_t resident_bytes = ResidentBytes();  // all but what is allocated from here on
   auto cache = PagedKvCache::Create(backend.get(), config, *options.kv_dtype, options.kv_blocks);
   if (!cache) return cache.error();
-  auto moe = MoeRunner::Create(backend.get(), config, options.max_batch_tokens, options.observer);
-  if (!moe) return moe.error();
-  std::unique_ptr<Transformer> model(new Transformer(
-      config, options, std::move(backend), std::move(weights), std::move(*cache), std::move(*moe)));
-  if (auto ok = model->AllocateArena(); !ok) return ok.error();
-  if (auto ok = model->AllocateExperts(); !ok) return ok.error();
+  std::unique_ptr<Transformer> model(new Transformer(config, options, std::move(backend),
+                                                     std::move(weights), std::move(*cache)));
+  if (auto ok = model->AllocateStep(); !ok) return ok.error();
+  if (auto ok = model->AllocateExperts(resident_bytes); !ok) return ok.error();
   return std::unique_ptr<Model>(std::move(model));
 }
 
+Result<> Transformer::AllocateStep() {
+  WorkspaceLimits limits;
+  limits.max_tokens = options_.max_batch_tokens;
+  limits.max_cols = std::max(config_.hidden, config_.heads * config_.head_dim);
+  MoeRunner::AddLimits(config_, options_.max_batch_tokens, &limits);
+  SetForms(config_, weights_, &limits);
+  if (auto ok = backend_->Prepare(limits); !ok) return ok.error();
+  moe_.reset();
+  auto moe =
+      MoeRunner::Create(backend_.get(), config_, options_.max_batch_tokens, options_.observer);
+  if (!moe) return moe.error();
+  moe_.emplace(std::move(*moe));
+  std::vector<const MoeWeights*> layers;
+  for (const LayerWeights& layer : weights_.layers) layers.push_back(&layer.moe);
+  moe_->SetLayers(std::move(layers));
+  return AllocateArena();
+}
+
 Result<> Transformer::AllocateArena() {
+  arena_ = {};
   const auto tokens = static_cast<size_t>(options_.max_batch_tokens);
   const auto hidden = static_cast<size_t>(config_.hidden);
   const auto rows = static_cast<size_t>(options_.max_logit_rows);
@@ -83,17 +124,26 @@ Result<> Transformer::AllocateArena() {
   return {};
 }
 
-Result<> Transformer::AllocateExperts() {
+Result<> Transformer::AllocateExperts(uint64_t resident_bytes) {
   TieredExperts* tiered = weights_.tiered.get();
   if (tiered == nullptr) return {};
-  // All but the experts: what is resident now, and what the allocations above will be once used.
-  ReturnFreeMemory();
-  const ModelFootprint sizes = footprint();
-  other_bytes_ = ResidentBytes() + sizes.arena_bytes +
-                 sizes.kv_bytes_per_block * static_cast<size_t>(options_.kv_blocks) + kReserveBytes;
-  if (options_.tiers.memory_budget > 0) return SetMemoryBudget(options_.tiers.memory_budget);
-  tiered->SetMemory(tiered->cache().all_bytes());
-  return {};
+  const uint64_t budget = options_.tiers.memory_budget;
+  const int least_tokens = std::max(kLeastBatchTokens, options_.max_sequences);
+  for (;;) {
+    const ModelFootprint sizes = footprint();
+    other_bytes_ = resident_bytes + sizes.arena_bytes +
+                   sizes.kv_bytes_per_block * static_cast<size_t>(options_.kv_blocks) +
+                   kReserveBytes;
+    if (budget == 0) {
+      tiered->SetMemory(tiered->cache().all_bytes());
+      return {};
+    }
+    if (LeastBudget() <= budget || options_.max_batch_tokens / 2 < least_tokens) break;
+    options_.max_batch_tokens /= 2;
+    options_.max_logit_rows = std::min(options_.max_logit_rows, options_.max_batch_tokens);
+    if (auto ok = AllocateStep(); !ok) return ok.error();
+  }
+  return SetMemoryBudget(budget);
 }
 
 uint64_t Transformer::BudgetFor(uint64_t expert_bytes) const {
@@ -142,7 +192,7 @@ ModelFootprint Transformer::footprint() const {
   ModelFootprint footprint;
   footprint.weight_bytes = weights_.dense_bytes + weights_.expert_bytes;
   footprint.kv_bytes_per_block = KvBytesPerBlock(config_, cache_.dtype());
-  footprint.arena_bytes = arena_.bytes() + moe_.arena_bytes() + backend_->workspace_bytes() +
+  footprint.arena_bytes = arena_.bytes() + moe_->arena_bytes() + backend_->workspace_bytes() +
                           size_t{4} * static_cast<size_t>(config_.rotary_dim) *
                               static_cast<size_t>(options_.max_context);
   footprint.dense_bytes_per_token = weights_.dense_bytes - weights_.embedding.rows.bytes();
@@ -183,7 +233,7 @@ ModelFootprint Transformer::footprint() const {
 bool Transformer::nested_weights() const {
   for (int i = 0; i < config_.num_layers(); ++i) {
     if (!config_.layers[i].sparse) continue;
-    if (weights_.tiered != nullptr) return weights_.nested_experts;
+    if (weights_.tiered != nullptr) return weights_.expert_forms.Has(ActivationForm::kForNested);
     return weights_.experts.Lookup({i, 0}).gate.is_nested();
   }
   return weights_.layers[0].q.is_nested();
@@ -344,7 +394,7 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   ExpertSource* source = weights_.source();
   source->BeginStep(static_cast<int>(tokens));
   const auto experts = [&](int layer, int rows, float* hidden) {
-    moe_.Run(layer, weights_.layers[layer].moe, source,
+    moe_->Run(layer, weights_.layers[layer].moe, source,
              {rows, streams_.data(), failed_.data(), &error}, hidden, &moe_stats);
   };
   const int last = config_.num_layers() - 1;

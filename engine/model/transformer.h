@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/arch/rope.h"
@@ -38,14 +39,16 @@ class Transformer final : public Model {
 
  private:
   Transformer(const ModelConfig& config, const ModelOptions& options,
-              std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache,
-              MoeRunner moe);
+              std::unique_ptr<Backend> backend, ModelWeights weights, PagedKvCache cache);
+  // What a step of options_.max_batch_tokens needs.
+  Result<> AllocateStep();
   Result<> AllocateArena();
   // The least budgets that leave experts this much.
   uint64_t BudgetFor(uint64_t expert_bytes) const;
   uint64_t LeastBudget() const;
-  // Gives routed experts the memory that the budget leaves. REQUIRES: all else is allocated.
-  Result<> AllocateExperts();
+  // Gives routed experts the memory that the budget leaves; steps become smaller where it leaves
+  // too little. `resident_bytes`: of the process without KV cache and step buffers.
+  Result<> AllocateExperts(uint64_t resident_bytes);
   // Norm, projections, cache and attention: leaves its output in attention_.
   void Attend(int layer);
   // Adds the output projection of `rows` rows of `attention` to `hidden`.
@@ -63,7 +66,7 @@ class Transformer final : public Model {
   std::unique_ptr<Backend> backend_;
   ModelWeights weights_;
   PagedKvCache cache_;
-  MoeRunner moe_;
+  std::optional<MoeRunner> moe_;  // always there once created
   RopeCache rope_;
   AttentionBatch batch_;
   ForwardStats stats_;

@@ -38,7 +38,7 @@ struct ModelWeights {
   std::vector<LayerWeights> layers;
   ResidentExperts experts;                // of a checkpoint
   std::unique_ptr<TieredExperts> tiered;  // of a pack
-  bool nested_experts = false;            // routed experts are bit-nested
+  ActivationForms expert_forms;           // of routed experts in `tiered`
 
   ExpertSource* source() {
     return tiered != nullptr ? static_cast<ExpertSource*>(tiered.get()) : &experts;

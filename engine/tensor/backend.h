@@ -31,6 +31,9 @@ struct WorkspaceLimits {
   int64_t max_mlp_rows = 0;    // assignments in one Mlp call, over all groups
   int max_mlp_width = 0;       // widest intermediate of any group
   int64_t max_mlp_values = 0;  // sum over groups of count * intermediate
+  // What the weights of any call want their inputs packed as. Each form costs memory.
+  ActivationForms linear_forms = ActivationForms::All();
+  ActivationForms mlp_forms = ActivationForms::All();
 };
 
 struct LinearOutput {

@@ -38,9 +38,10 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
   for (int i = 0; i < kActivationForms; ++i) {
     const auto form = static_cast<ActivationForm>(i);
     const size_t tile = AlignLine(ActivationBytes(form, kTileTokens, limits.max_cols));
-    auto buffer = Allocate(tile * tiles, "packed activations");
+    auto buffer = Allocate(limits.linear_forms.Has(form) ? tile * tiles : 0, "packed activations");
     if (!buffer) return buffer.error();
     packed_[i] = std::move(*buffer);
+    if (!limits.mlp_forms.Has(form)) continue;
     mlp_tile = std::max({mlp_tile, tile, AlignLine(ActivationBytes(form, kTileTokens, mlp_width))});
   }
   const size_t mlp_tiles = static_cast<size_t>(limits.max_mlp_rows) / kTileTokens +

@@ -34,6 +34,23 @@ struct NestedPlanesView {
 enum class ActivationForm : uint8_t { kForF32, kForF16, kForBF16, kForNested };
 inline constexpr int kActivationForms = 4;
 
+// A set of forms.
+class ActivationForms {
+ public:
+  static constexpr ActivationForms All() { return ActivationForms((1U << kActivationForms) - 1); }
+  constexpr ActivationForms() = default;
+
+  constexpr void Add(ActivationForm form) { bits_ |= 1U << static_cast<unsigned>(form); }
+  constexpr void Add(ActivationForms forms) { bits_ |= forms.bits_; }
+  constexpr bool Has(ActivationForm form) const {
+    return (bits_ >> static_cast<unsigned>(form) & 1U) != 0;
+  }
+
+ private:
+  explicit constexpr ActivationForms(unsigned bits) : bits_(bits) {}
+  unsigned bits_ = 0;
+};
+
 // A weight matrix [rows = outputs, cols = inputs] in panels of 16 rows: of floats
 // (kernels/cpu/ops.h has the layout), or bit-nested.
 struct PackedMatrix {
