@@ -161,12 +161,15 @@ class PackReader {
   // that do not have their checksum, a file truncated since Open), kIo.
   // REQUIRES: destination.size() == tensor.bytes.
   Result<> ReadTensor(const PackTensor& tensor, std::span<std::byte> destination) const;
+  // The same check without keeping the bytes, in little memory.
+  Result<> VerifyTensor(const PackTensor& tensor) const;
   // Plane sets [first, end) in one read. REQUIRES: destination holds exactly their bytes.
   Result<> ReadPlaneSets(int layer, int index, size_t first, size_t end,
                          std::span<std::byte> destination) const;
 
  private:
   explicit PackReader(File file) : file_(std::move(file)) {}
+  Result<> CheckTensor(const PackTensor& tensor, uint64_t checksum) const;
 
   File file_;
   uint32_t version_ = 0;

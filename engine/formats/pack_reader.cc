@@ -11,6 +11,8 @@
 namespace sluice {
 namespace {
 
+constexpr uint64_t kVerifyBytes = uint64_t{1} << 20;
+
 namespace fs = std::filesystem;
 using nlohmann::json;
 
@@ -435,11 +437,25 @@ const PackExpert* PackReader::FindExpert(int layer, int index) const {
 Result<> PackReader::ReadTensor(const PackTensor& tensor, std::span<std::byte> destination) const {
   SLUICE_CHECK(destination.size() == tensor.bytes);
   if (Result<> read = file_.ReadAt(tensor.offset, destination); !read) return read;
-  if (pack_wire::Checksum(destination) != tensor.checksum) {
-    return Corrupt(path().string() + " is damaged: tensor " + pack_wire::Quoted(tensor.name) +
-                   " does not have its checksum; copy it again or pack the model again");
+  return CheckTensor(tensor, pack_wire::Checksum(destination));
+}
+
+Result<> PackReader::VerifyTensor(const PackTensor& tensor) const {
+  std::vector<std::byte> buffer(std::min<uint64_t>(tensor.bytes, kVerifyBytes));
+  pack_wire::RunningChecksum checksum;
+  for (uint64_t done = 0; done < tensor.bytes; done += buffer.size()) {
+    const auto bytes = static_cast<size_t>(std::min<uint64_t>(buffer.size(), tensor.bytes - done));
+    const std::span part(buffer.data(), bytes);
+    if (Result<> read = file_.ReadAt(tensor.offset + done, part); !read) return read;
+    checksum.Add(part);
   }
-  return {};
+  return CheckTensor(tensor, checksum.value());
+}
+
+Result<> PackReader::CheckTensor(const PackTensor& tensor, uint64_t checksum) const {
+  if (checksum == tensor.checksum) return {};
+  return Corrupt(path().string() + " is damaged: tensor " + pack_wire::Quoted(tensor.name) +
+                 " does not have its checksum; copy it again or pack the model again");
 }
 
 Result<> PackReader::ReadPlaneSets(int layer, int index, size_t first, size_t end,

@@ -36,6 +36,9 @@ struct TierOptions {
   std::string policy = "auto";            // MakeCachePolicy
   std::string predictor = "cross-layer";  // MakeExpertPredictor; empty: no reads ahead
   bool guard_prefetch = true;             // reads ahead only while they pay (live_guard.h)
+  // Whether the token table stays on disk (disk_embedding.h); default: where the pack is larger
+  // than the budget. Tables that are the output head, too, never do.
+  std::optional<bool> disk_embedding;
   bool cache = true;  // off: experts are read when a layer asks and kept no longer
 };
 
@@ -46,10 +49,10 @@ struct ModelOptions {
   // Tokens in one Forward, over all chunks. Resolved to fewer where buffers for so many leave the
   // memory budget too little for experts.
   int max_batch_tokens = 512;
-  int max_sequences = 64;      // chunks in one Forward
-  int max_logit_rows = 0;      // rows that one Forward returns; 0: max_batch_tokens
-  int max_context = 0;         // tokens per sequence; 0: the model's max_positions. Resolved to
-                               // at most what kv_blocks hold
+  int max_sequences = 64;  // chunks in one Forward
+  int max_logit_rows = 0;  // rows that one Forward returns; 0: max_batch_tokens
+  int max_context = 0;     // tokens per sequence; 0: the model's max_positions. Resolved to
+                           // at most what kv_blocks hold
   int kv_blocks = 0;  // KV blocks of 16 tokens; REQUIRED > 0 (the caller turns memory into blocks
                       // with KvBytesPerBlock)
   std::optional<KvDType> kv_dtype;  // default: F32 for F32 weights, otherwise F16

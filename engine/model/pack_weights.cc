@@ -61,6 +61,11 @@ Result<DenseJob> FindDense(const PackReader& pack, const ModelConfig& config,
   return DenseJob{tensor, place, 0};
 }
 
+bool EmbeddingStaysOnDisk(const PackReader& pack, const TierOptions& tiers) {
+  return tiers.disk_embedding.value_or(tiers.memory_budget > 0 &&
+                                       pack.file_bytes() > tiers.memory_budget);
+}
+
 // Whether the expert is what the configuration calls for.
 Result<> CheckExpert(const PackReader& pack, const ModelConfig& config, ExpertId id) {
   const PackExpert* expert = pack.FindExpert(id.layer, id.index);
@@ -167,6 +172,13 @@ Result<ModelWeights> LoadPackWeights(std::shared_ptr<const PackReader> pack,
     }
     auto job = FindDense(*pack, config, expected, &weights);
     if (!job) return job.error();
+    if (job->place.view != nullptr && EmbeddingStaysOnDisk(*pack, options.tiers)) {
+      auto table = DiskEmbedding::Open(pack, *job->tensor);
+      if (!table) return table.error();
+      weights.disk_embedding.emplace(std::move(*table));
+      weights.disk_bytes = job->tensor->bytes;
+      continue;
+    }
     if (job->place.view != nullptr && job->tensor->layout.form != WeightForm::kRowMajor) {
       job->place = {.matrix = &embedding};
     }

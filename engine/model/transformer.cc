@@ -34,8 +34,8 @@ void SetForms(const ModelConfig& config, const ModelWeights& weights, WorkspaceL
   Add(weights.head, &limits->linear_forms);
   for (int i = 0; i < config.num_layers(); ++i) {
     const LayerWeights& layer = weights.layers[i];
-    for (const PackedMatrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.moe.router,
-                                       &layer.moe.shared_gate}) {
+    for (const PackedMatrix* matrix :
+         {&layer.q, &layer.k, &layer.v, &layer.o, &layer.moe.router, &layer.moe.shared_gate}) {
       Add(*matrix, &limits->linear_forms);
     }
     Add(layer.moe.dense, &limits->mlp_forms);
@@ -76,8 +76,8 @@ Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
   const uint64_t resident_bytes = ResidentBytes();  // all but what is allocated from here on
   auto cache = PagedKvCache::Create(backend.get(), config, *options.kv_dtype, options.kv_blocks);
   if (!cache) return cache.error();
-  std::unique_ptr<Transformer> model(new Transformer(config, options, std::move(backend),
-                                                     std::move(weights), std::move(*cache)));
+  std::unique_ptr<Transformer> model(
+      new Transformer(config, options, std::move(backend), std::move(weights), std::move(*cache)));
   if (auto ok = model->AllocateStep(); !ok) return ok.error();
   if (auto ok = model->AllocateExperts(resident_bytes); !ok) return ok.error();
   return std::unique_ptr<Model>(std::move(model));
@@ -90,6 +90,10 @@ Result<> Transformer::AllocateStep() {
   MoeRunner::AddLimits(config_, options_.max_batch_tokens, &limits);
   SetForms(config_, weights_, &limits);
   if (auto ok = backend_->Prepare(limits); !ok) return ok.error();
+  if (weights_.disk_embedding) {
+    const int tokens = options_.max_batch_tokens;
+    if (auto ok = weights_.disk_embedding->Allocate(backend_.get(), tokens); !ok) return ok.error();
+  }
   moe_.reset();
   auto moe =
       MoeRunner::Create(backend_.get(), config_, options_.max_batch_tokens, options_.observer);
@@ -190,11 +194,12 @@ std::shared_ptr<const ExpertTierStats> Transformer::expert_stats() const {
 
 ModelFootprint Transformer::footprint() const {
   ModelFootprint footprint;
-  footprint.weight_bytes = weights_.dense_bytes + weights_.expert_bytes;
+  footprint.weight_bytes = weights_.dense_bytes + weights_.disk_bytes + weights_.expert_bytes;
   footprint.kv_bytes_per_block = KvBytesPerBlock(config_, cache_.dtype());
   footprint.arena_bytes = arena_.bytes() + moe_->arena_bytes() + backend_->workspace_bytes() +
                           size_t{4} * static_cast<size_t>(config_.rotary_dim) *
                               static_cast<size_t>(options_.max_context);
+  if (weights_.disk_embedding) footprint.arena_bytes += weights_.disk_embedding->memory_bytes();
   footprint.dense_bytes_per_token = weights_.dense_bytes - weights_.embedding.rows.bytes();
   if (!config_.tied_embeddings && weights_.embedding.packed) {
     footprint.dense_bytes_per_token -= weights_.embedding.packed.bytes();
@@ -308,6 +313,16 @@ void Transformer::AddAttention(int index, const float* attention, int rows, floa
                     .outputs = {&residual, 1}});
 }
 
+void Transformer::Embed(size_t tokens, Error* error) {
+  if (!weights_.disk_embedding) {
+    backend_->Embed(weights_.embedding, {ids_, tokens}, hidden_);
+    return;
+  }
+  DiskEmbedding& disk = *weights_.disk_embedding;
+  if (auto ok = disk.Read({ids_, tokens}, {failed_.data(), tokens}); !ok) *error = ok.error();
+  backend_->Embed(disk.table(), disk.local_ids(), hidden_);
+}
+
 int Transformer::SelectLogitRows(std::span<const SequenceChunk> chunks) {
   const auto hidden = static_cast<size_t>(config_.hidden);
   const auto q_width = static_cast<size_t>(config_.heads) * config_.head_dim;
@@ -387,15 +402,15 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
     }
   }
   batch_.Build(chunks);
-  backend_->Embed(weights_.embedding, {ids_, tokens}, hidden_);
   MoeStats moe_stats;
   Error error;
   std::fill_n(failed_.begin(), tokens, uint8_t{0});
+  Embed(tokens, &error);
   ExpertSource* source = weights_.source();
   source->BeginStep(static_cast<int>(tokens));
   const auto experts = [&](int layer, int rows, float* hidden) {
     moe_->Run(layer, weights_.layers[layer].moe, source,
-             {rows, streams_.data(), failed_.data(), &error}, hidden, &moe_stats);
+              {rows, streams_.data(), failed_.data(), &error}, hidden, &moe_stats);
   };
   const int last = config_.num_layers() - 1;
   for (int layer = 0; layer < last; ++layer) {

@@ -49,6 +49,8 @@ class Transformer final : public Model {
   // Gives routed experts the memory that the budget leaves; steps become smaller where it leaves
   // too little. `resident_bytes`: of the process without KV cache and step buffers.
   Result<> AllocateExperts(uint64_t resident_bytes);
+  // Leaves the step's token vectors in hidden_; marks those that cannot be had in failed_.
+  void Embed(size_t tokens, Error* error);
   // Norm, projections, cache and attention: leaves its output in attention_.
   void Attend(int layer);
   // Adds the output projection of `rows` rows of `attention` to `hidden`.

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/arch/model_config.h"
@@ -13,6 +14,7 @@
 #include "engine/experts/resident_experts.h"
 #include "engine/experts/tiered_experts.h"
 #include "engine/formats/safetensors.h"
+#include "engine/model/disk_embedding.h"
 #include "engine/tensor/backend.h"
 
 namespace sluice {
@@ -33,6 +35,8 @@ struct LayerWeights {
 struct ModelWeights {
   DType dtype = DType::kF32;  // of the attention projections, when they are floats
   EmbeddingTable embedding;   // tied: the head's packed matrix is the table
+  std::optional<DiskEmbedding> disk_embedding;  // instead of `embedding`
+  size_t disk_bytes = 0;                        // of what stays on disk besides routed experts
   const float* final_norm = nullptr;
   PackedMatrix head;
   std::vector<LayerWeights> layers;

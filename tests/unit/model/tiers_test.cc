@@ -1,60 +1,21 @@
 // A pack's logits are the same bytes wherever its experts are: all in memory, or read from the file
 // at any budget, with any policy and any predictor, in any company.
 #include <algorithm>
-#include <cstring>
-#include <functional>
 #include <random>
 
-#include "engine/convert/checkpoint.h"
-#include "engine/convert/packer.h"
 #include "engine/experts/cache_policy.h"
 #include "engine/experts/expert_predictor.h"
 #include "engine/model/transformer.h"
 #include "engine/tensor/cpu_backend.h"
 #include "tests/support/catch.h"
 #include "tests/support/forwarding_backend.h"
-#include "tests/support/scratch_directory.h"
-#include "tests/unit/model/golden.h"
+#include "tests/unit/model/test_pack.h"
 
 namespace sluice::testing {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr const char* kPredictors[] = {"", "cross-layer", "previous-token", "prior",
                                        "activation-path"};
-
-// A golden's pack with nested experts.
-class TestPack {
- public:
-  explicit TestPack(const char* name, double expert_bits = 4) : golden(LoadGolden(name)) {
-    auto source = OpenCheckpoint(golden.directory);
-    if (!source) FAIL(source.error().message);
-    PackOptions options;
-    options.expert_bits = expert_bits;
-    options.threads = 1;
-    const auto report = PackModel(**source, path(), options);
-    if (!report) FAIL(report.error().message);
-    tokens = golden.prompt;
-    tokens.insert(tokens.end(), golden.continuation.begin(), golden.continuation.begin() + 8);
-  }
-  fs::path path() const { return directory_.path() / "test.sluice"; }
-  std::unique_ptr<Model> Load(const TierOptions& tiers = {}, int threads = 1) const {
-    ModelOptions options;
-    options.threads = threads;
-    options.max_batch_tokens = 128;
-    options.max_sequences = 8;
-    options.kv_blocks = 64;
-    options.tiers = tiers;
-    return LoadOrFail(path(), options);
-  }
-
-  Golden golden;
-  std::vector<int32_t> tokens;  // the prompt and what follows it
-
- private:
-  ScratchDirectory directory_;
-};
 
 // The budgets that matter, in bytes: `least` for one layer's experts, `all` for every expert.
 struct Budgets {
@@ -83,32 +44,6 @@ struct Budgets {
   uint64_t least_budget = 0;
   uint64_t least = 0, all = 0;  // bytes of experts
 };
-
-using BetweenSteps = std::function<void(int step)>;
-
-// The logits of all tokens: the prompt in chunks of 5, the rest one by one.
-std::vector<float> Run(Model& model, const TestPack& pack, const BetweenSteps& between = {}) {
-  TestSequence sequence(0, 16);
-  std::vector<float> logits;
-  int step = 0;
-  for (size_t done = 0; done < pack.tokens.size();) {
-    if (between) between(step++);
-    const size_t prompt = pack.golden.prompt.size();
-    const size_t count = done < prompt ? std::min<size_t>(5, prompt - done) : 1;
-    SequenceChunk chunk =
-        sequence.Chunk(std::span(pack.tokens).subspan(done, count), LogitRows::kAll);
-    chunk.stream = 1;
-    const auto rows = model.Forward({&chunk, 1});
-    CHECK(model.failures().empty());
-    logits.insert(logits.end(), rows.begin(), rows.end());
-    done += count;
-  }
-  return logits;
-}
-
-bool SameBytes(std::span<const float> a, std::span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
-}
 
 // With every expert read before the first step.
 std::vector<float> Resident(const TestPack& pack) {

@@ -1,0 +1,83 @@
+// Packs of the goldens' models, and runs over them, for tests of where weights are.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/convert/checkpoint.h"
+#include "engine/convert/packer.h"
+#include "tests/support/catch.h"
+#include "tests/support/scratch_directory.h"
+#include "tests/unit/model/golden.h"
+
+namespace sluice::testing {
+
+// A golden's pack with nested experts.
+class TestPack {
+ public:
+  explicit TestPack(const char* name, double expert_bits = 4) : TestPack(name, Bits(expert_bits)) {}
+  TestPack(const char* name, PackOptions options) : golden(LoadGolden(name)) {
+    auto source = OpenCheckpoint(golden.directory);
+    if (!source) FAIL(source.error().message);
+    options.threads = 1;
+    const auto report = PackModel(**source, path(), options);
+    if (!report) FAIL(report.error().message);
+    tokens = golden.prompt;
+    tokens.insert(tokens.end(), golden.continuation.begin(), golden.continuation.begin() + 8);
+  }
+  std::filesystem::path path() const { return directory_.path() / "test.sluice"; }
+  std::unique_ptr<Model> Load(const TierOptions& tiers = {}, int threads = 1) const {
+    ModelOptions options;
+    options.threads = threads;
+    options.max_batch_tokens = 128;
+    options.max_sequences = 8;
+    options.kv_blocks = 64;
+    options.tiers = tiers;
+    return LoadOrFail(path(), options);
+  }
+
+  Golden golden;
+  std::vector<int32_t> tokens;  // the prompt and what follows it
+
+ private:
+  static PackOptions Bits(double expert_bits) {
+    PackOptions options;
+    options.expert_bits = expert_bits;
+    return options;
+  }
+
+  ScratchDirectory directory_;
+};
+
+using BetweenSteps = std::function<void(int step)>;
+
+// The logits of all tokens: the prompt in chunks of 5, the rest one by one.
+inline std::vector<float> Run(Model& model, const TestPack& pack, const BetweenSteps& between = {}) {
+  TestSequence sequence(0, 16);
+  std::vector<float> logits;
+  int step = 0;
+  for (size_t done = 0; done < pack.tokens.size();) {
+    if (between) between(step++);
+    const size_t prompt = pack.golden.prompt.size();
+    const size_t count = done < prompt ? std::min<size_t>(5, prompt - done) : 1;
+    SequenceChunk chunk =
+        sequence.Chunk(std::span(pack.tokens).subspan(done, count), LogitRows::kAll);
+    chunk.stream = 1;
+    const auto rows = model.Forward({&chunk, 1});
+    CHECK(model.failures().empty());
+    logits.insert(logits.end(), rows.begin(), rows.end());
+    done += count;
+  }
+  return logits;
+}
+
+inline bool SameBytes(std::span<const float> a, std::span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+}  // namespace sluice::testing
