@@ -334,6 +334,8 @@ class Runner {
     if (asked > 0) row.hit_rate = total.tiers.hits / asked;
     row.bytes_read_per_token = total.tiers.bytes / total.tokens;
     row.stall_fraction = total.tiers.stall_seconds / total.seconds;
+    row.missed_bytes_per_token = total.tiers.misses / total.tokens *
+                                 static_cast<double>(engine_.model().footprint().expert_bytes);
     return row;
   }
 
@@ -345,6 +347,13 @@ class Runner {
   Phase prefill_, decode_;              // of the last repeat
   Phase prefill_total_, decode_total_;  // of all counted ones: tokens, seconds, tiers
 };
+
+void BoundByDisk(double bytes_per_second, BenchmarkRow* row) {
+  if (row->missed_bytes_per_token * row->bound <= bytes_per_second) return;
+  row->bound = bytes_per_second / row->missed_bytes_per_token;
+  row->bound_fraction = row->tokens_per_second / row->bound;
+  row->bound_by = "disk";
+}
 
 }  // namespace
 
@@ -426,6 +435,16 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
 
   report.peak_rss_bytes = PeakResidentBytes();
   report.experts = engine->model().expert_stats();
+  if (report.disk_bandwidth > 0 && report.experts != nullptr) {
+    say("measuring the disk");
+    // Again, since disks that others use change within minutes; without the engine, whose budget
+    // has no room for it.
+    engine.reset();
+    if (const Result<DiskSpeed> disk = MeasureDisk(options.model)) {
+      report.disk_bandwidth = (report.disk_bandwidth + disk->bytes_per_second) / 2;
+    }
+    for (BenchmarkRow& row : report.rows) BoundByDisk(report.disk_bandwidth, &row);
+  }
   return report;
 }
 

@@ -9,7 +9,9 @@
 // with bytes = dense weights + distinct experts touched + KV read, each counted once, and attention
 // over full contexts (a sliding window is not credited). The bound of a test is its tokens over the
 // sum of its steps' bounds. A model that fits in the caches can exceed it: the bound is that of
-// memory, as for any model that does not fit.
+// memory, as for any model that does not fit. A model whose experts are partly on disk is also
+// bound by the bytes of the experts that it misses over the bandwidth of direct reads of the pack,
+// the mean of before and after.
 #pragma once
 
 #include <cstdint>
@@ -58,13 +60,14 @@ struct BenchmarkRow {
   double min = 0, max = 0;
   double bound = 0;           // tokens per second
   double bound_fraction = 0;  // tokens_per_second / bound
-  std::string bound_by;       // "memory" or "arithmetic"
+  std::string bound_by;       // "memory", "arithmetic" or "disk"
   double unique_experts_per_step = 0;
   double bytes_per_token = 0;  // weights and KV that a token's share of a step reads
   // Of routed experts, over all repeats; without tiers everything hits.
   double hit_rate = 1;
-  double bytes_read_per_token = 0;  // from disk, reads ahead and fills included
-  double stall_fraction = 0;        // of the time: waiting for experts with nothing to compute
+  double missed_bytes_per_token = 0;  // of experts that were not in memory when asked for
+  double bytes_read_per_token = 0;    // from disk, reads ahead and fills included
+  double stall_fraction = 0;          // of the time: waiting for experts with nothing to compute
 };
 
 struct BenchmarkReport {

@@ -83,9 +83,8 @@ void PrefixIndex::Erase(int32_t block) {
 }
 
 std::span<const int32_t> PrefixIndex::tokens(int32_t block) const {
-  return std::span(tokens_).subspan(
-      static_cast<size_t>(block) * static_cast<size_t>(block_tokens_),
-      static_cast<size_t>(block_tokens_));
+  return std::span(tokens_).subspan(static_cast<size_t>(block) * static_cast<size_t>(block_tokens_),
+                                    static_cast<size_t>(block_tokens_));
 }
 
 int32_t PrefixIndex::parent(int32_t block) const { return node(block).parent; }

@@ -58,8 +58,8 @@ class PrefixIndex {
   int32_t& bucket(uint64_t hash) { return buckets_[hash & (buckets_.size() - 1)]; }
 
   const int block_tokens_;
-  std::vector<Node> nodes_;      // by block
-  std::vector<int32_t> tokens_;  // [block][block_tokens]
+  std::vector<Node> nodes_;       // by block
+  std::vector<int32_t> tokens_;   // [block][block_tokens]
   std::vector<int32_t> buckets_;  // a power of two; the first block of each, or -1
   int size_ = 0;
 };

@@ -18,7 +18,7 @@ namespace {
 
 constexpr const char* kManual =
     R"(Each test runs once to warm up and then --repeats times on new random prompts; the median is printed with
-the minimum, the maximum, and the bound: what this machine's memory bandwidth and arithmetic, measured in the same
+the minimum, the maximum, and the bound: what this machine's memory, arithmetic and disk, measured in the same
 run with the same threads, would allow for the bytes and operations that the model needs. A model small enough
 to stay in the caches may exceed a bound set by memory.
 
@@ -57,6 +57,7 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
           {"weight_bytes", report.footprint.weight_bytes},
           {"hit_rate", row.hit_rate},
           {"bytes_read_per_token", row.bytes_read_per_token},
+          {"missed_bytes_per_token", row.missed_bytes_per_token},
           {"stall_fraction", row.stall_fraction},
           {"disk_bandwidth", report.disk_bandwidth},
           {"peak_rss", report.peak_rss_bytes},

@@ -1,4 +1,5 @@
-// A token table on disk gives the bytes of one in memory; rows that are lost fail their tokens only.
+// A token table on disk gives the bytes of one in memory; rows that are lost fail their tokens
+// only.
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -15,7 +16,8 @@ TierOptions Table(bool on_disk) {
   return tiers;
 }
 
-TEST_CASE("Logits are the same bytes with the token table in memory and on disk", "[model][tiers]") {
+TEST_CASE("Logits are the same bytes with the token table in memory and on disk",
+          "[model][tiers]") {
   PackOptions floats;
   floats.expert_bits = 4;
   floats.dense_bits = 0;
@@ -35,7 +37,8 @@ TEST_CASE("Logits are the same bytes with the token table in memory and on disk"
   }
 }
 
-TEST_CASE("A table that lost its end fails the sequences that need what is gone", "[model][tiers]") {
+TEST_CASE("A table that lost its end fails the sequences that need what is gone",
+          "[model][tiers]") {
   PackOptions options;
   options.dense_bits = 0;
   const TestPack pack("olmoe", options);

@@ -57,7 +57,8 @@ class TestPack {
 using BetweenSteps = std::function<void(int step)>;
 
 // The logits of all tokens: the prompt in chunks of 5, the rest one by one.
-inline std::vector<float> Run(Model& model, const TestPack& pack, const BetweenSteps& between = {}) {
+inline std::vector<float> Run(Model& model, const TestPack& pack,
+                              const BetweenSteps& between = {}) {
   TestSequence sequence(0, 16);
   std::vector<float> logits;
   int step = 0;
