@@ -17,65 +17,94 @@ SLUICE_BEGIN_ISA
 
 constexpr int kNestedGroupPanels = 4;
 
-// The arithmetic of one group and token, as ops.h states it, in two steps.
-template <int width>
-SLUICE_INLINE Vec AddScaled(const Dots<width>& dots, Vec scale, const float* group, int size, int t,
-                            Vec y) {
-  const Vec dot = DotsToVec(dots, InputCount(group, size, t));
-  return Fma(scale, Fma(dot, Set(group[kGroupMul * size + t]), Set(group[kGroupAdd * size + t])),
-             y);
+// The arithmetic of one group and token, as ops.h states it: `u` is the sum of the unit's groups
+// before it. counts and centres are the group's, of all tokens.
+template <int width, bool kMin>
+SLUICE_INLINE Vec AddGroup(const Dots<width>& dots, int32_t x_sum, const GroupScale& scale,
+                           const float* counts, const float* centres, int t, bool first, Vec u) {
+  Vec dot = DotsToVec(dots, x_sum);
+  if constexpr (!kMin) dot = Add(dot, Set(centres[t]));
+  u = first ? Mul(scale.scale, dot) : Fma(scale.scale, dot, u);
+  if constexpr (kMin) u = Fma(scale.min, Set(counts[t]), u);
+  return u;
 }
-SLUICE_INLINE Vec AddMin(Vec min, const float* group, int size, int t, Vec y) {
-  return Fma(min, Set(group[kGroupSum * size + t]), y);
+SLUICE_INLINE Vec AddUnit(Vec u, const float* inputs, int t, Vec y) {
+  return Fma(u, Set(inputs[kInputScale + t]), y);
 }
 
-// Adds `units` unpacked units to the outputs of T tokens: sums[token][16].
-template <int width, int kUnitGroups, int T>
-void UnitsTile(const uint8_t* codes, const float* scales, bool has_min, const int8_t* x,
-               const float* group, int units, float* sums) {
+// What a tile of tokens brings along: quantized columns, their fields, centres (kinds without a
+// minimum).
+struct TileInputs {
+  const int8_t* codes;
+  const float* inputs;
+  const float* centres;
+};
+
+// Adds `units` unpacked units to the outputs of T tokens: sums[token][16]. Takes `steps` steps of
+// the walk per unit.
+template <int width, int kUnitGroups, bool kMin, int T>
+void UnitsTile(const uint8_t* codes, const float* scales, TileInputs tile, int units, int steps,
+               LineWalk* walk, float* sums) {
   constexpr int kQuads = kUnitQuads / kUnitGroups;
+  const int8_t* x = tile.codes;
+  const float* inputs = tile.inputs;
+  const float* centres = tile.centres;
+  LineWalk ahead = *walk;
   Vec y[T];
   SLUICE_UNROLL(16)
   for (int t = 0; t < T; ++t) y[t] = Load(sums + 16 * t);
-  for (int g = 0; g < units * kUnitGroups; ++g) {
-    Dots<width> dots[T];
-    SLUICE_UNROLL(8)
-    for (int quad = 0; quad < kQuads; ++quad) {
-      const Codes w = LoadCodes(codes + quad * 64);
+  for (int unit = 0; unit < units; ++unit) {
+    for (int i = 0; i < steps; ++i) PrefetchNext(ahead);
+    Vec u[T];
+    SLUICE_UNROLL(2)
+    for (int g = 0; g < kUnitGroups; ++g) {
+      Dots<width> dots[T];
+      SLUICE_UNROLL(8)
+      for (int quad = 0; quad < kQuads; ++quad) {
+        const Codes w = LoadCodes(codes + quad * 64);
+        SLUICE_UNROLL(16)
+        for (int t = 0; t < T; ++t) AddDots(w, x + (quad * T + t) * 4, dots[t]);
+      }
+      const GroupScale scale = {Load(scales), kMin ? Load(scales + 16) : Set(0.0f)};
+      const float* counts = GroupField(inputs, kUnitGroups, g, kInputCount, T);
       SLUICE_UNROLL(16)
-      for (int t = 0; t < T; ++t) AddDots(w, x + (quad * T + t) * 4, dots[t]);
+      for (int t = 0; t < T; ++t) {
+        u[t] = AddGroup<width, kMin>(dots[t], InputInt(inputs, kUnitGroups, g, T, t), scale, counts,
+                                     centres, t, g == 0, u[t]);
+      }
+      scales += kMin ? 32 : 16;
+      if constexpr (!kMin) centres += T;
+      codes += kQuads * 64;
+      x += kQuads * T * 4;
     }
-    const Vec scale = Load(scales);
-    scales += 16;
     SLUICE_UNROLL(16)
-    for (int t = 0; t < T; ++t) y[t] = AddScaled(dots[t], scale, group, T, t, y[t]);
-    if (has_min) {
-      const Vec min = Load(scales);
-      scales += 16;
-      SLUICE_UNROLL(16)
-      for (int t = 0; t < T; ++t) y[t] = AddMin(min, group, T, t, y[t]);
-    }
-    codes += kQuads * 64;
-    x += kQuads * T * 4;
-    group += kGroupFields * T;
+    for (int t = 0; t < T; ++t) y[t] = AddUnit(u[t], inputs, t, y[t]);
+    inputs += kInputFields * T;
   }
   SLUICE_UNROLL(16)
   for (int t = 0; t < T; ++t) Store(sums + 16 * t, y[t]);
+  *walk = ahead;
 }
 
-using UnitsTileFunction = void (*)(const uint8_t* codes, const float* scales, bool has_min,
-                                   const int8_t* x, const float* group, int units, float* sums);
-template <int width, int kUnitGroups, int T = kNestedMaxTile>
+using UnitsTileFunction = void (*)(const uint8_t* codes, const float* scales, TileInputs tile,
+                                   int units, int steps, LineWalk* walk, float* sums);
+template <int width, int kUnitGroups, bool kMin, int T = kNestedMaxTile>
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(int tokens) {
   // A tile is less than half full only when it is the only one.
   if constexpr (T > 1 && T > kNestedMaxTile / 2) {
-    if (tokens != T) return UnitsTileOf<width, kUnitGroups, T - 1>(tokens);
+    if (tokens != T) return UnitsTileOf<width, kUnitGroups, kMin, T - 1>(tokens);
   }
-  return UnitsTile<width, kUnitGroups, T>;
+  return UnitsTile<width, kUnitGroups, kMin, T>;
+}
+template <int width, int kUnitGroups>
+SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
+  return shape.has_min ? UnitsTileOf<width, kUnitGroups, true>(tokens)
+                       : UnitsTileOf<width, kUnitGroups, false>(tokens);
 }
 template <int width>
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
-  return shape.unit_groups == 1 ? UnitsTileOf<width, 1>(tokens) : UnitsTileOf<width, 2>(tokens);
+  return shape.unit_groups == 1 ? UnitsTileOf<width, 1>(shape, tokens)
+                                : UnitsTileOf<width, 2>(shape, tokens);
 }
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
   if (shape.precision <= 4) return UnitsTileOf<kDotWidth<4>>(shape, tokens);
@@ -106,21 +135,21 @@ SLUICE_INLINE void StoreOutputs(const NestedMatmulArgs& args, int panel, int tok
 }
 
 // Where a tile's activations and a call's buffers lie.
-struct TileInputs {
-  const int8_t* codes;
-  const float* inputs;
-};
 SLUICE_INLINE TileInputs InputsOf(const NestedMatmulArgs& args, const NestedShape& shape,
-                                  const NestedTiling& tiling, int tile) {
+                                  const NestedTiling& tiling, int tile, float* centres) {
   const uint8_t* at = static_cast<const uint8_t*>(args.x) + tiling.token_bytes * tiling.First(tile);
-  return {reinterpret_cast<const int8_t*>(at),
-          reinterpret_cast<const float*>(at + static_cast<size_t>(shape.units) * kNestedUnitCols *
-                                                  tiling.Size(tile))};
+  const TileInputs inputs = {
+      reinterpret_cast<const int8_t*>(at),
+      reinterpret_cast<const float*>(at + static_cast<size_t>(shape.units) * kNestedUnitCols *
+                                              tiling.Size(tile)),
+      centres};
+  if (!shape.has_min) CentreInputs(shape, inputs.inputs, tiling.Size(tile), centres);
+  return inputs;
 }
 struct NestedScratch {
   uint8_t* codes;  // [panel][unit][quad][64]
   float* scales;   // [panel][group][1 or 2][16]
-  float* groups;   // of one tile
+  float* centres;  // of one tile
   size_t panel_codes;
   size_t panel_scales;
 };
@@ -132,7 +161,7 @@ SLUICE_INLINE NestedScratch ScratchOf(const NestedMatmulArgs& args, const Nested
   scratch.codes = static_cast<uint8_t*>(args.scratch);
   scratch.scales =
       reinterpret_cast<float*>(scratch.codes + kNestedGroupPanels * scratch.panel_codes);
-  scratch.groups = scratch.scales + kNestedGroupPanels * units * 64;
+  scratch.centres = scratch.scales + kNestedGroupPanels * units * 64;
   return scratch;
 }
 
@@ -149,14 +178,17 @@ SLUICE_INLINE Dots<width> MergeChains(Dots<width> even, Dots<width> odd) {
 }
 
 // Adds units [begin, end) of a panel to the outputs of T tokens, codes taken from the planes:
-// sums[token][16]. scales as ExpandScales gives them from `begin` on; x and group start at `begin`.
-template <int P, int kUnitGroups, int T>
-void StreamUnits(const PanelView& view, int begin, int end, bool has_min, const float* scales,
-                 const int8_t* x, const float* group, float* sums) {
+// sums[token][16]. scales as ExpandScales gives them from `begin` on; the tile starts at `begin`.
+template <int P, int kUnitGroups, bool kMin, int T>
+void StreamUnits(const PanelView& view, int begin, int end, const float* scales, TileInputs tile,
+                 float* sums) {
   constexpr int kQuads = kUnitQuads / kUnitGroups;
   // With few tokens two sums each: one would wait for itself all the time.
   constexpr int kChains = T * kUnitGroups < 4 ? 2 : 1;
   constexpr bool kOddHigh = kChains == 2 && kOddHighOf<P>;
+  const int8_t* x = tile.codes;
+  const float* inputs = tile.inputs;
+  const float* centres = tile.centres;
   Vec y[T];
   SLUICE_UNROLL(16)
   for (int t = 0; t < T; ++t) y[t] = Load(sums + 16 * t);
@@ -168,69 +200,74 @@ void StreamUnits(const PanelView& view, int begin, int end, bool has_min, const 
           for (int t = 0; t < T; ++t)
             AddDots(codes, x + (quad * T + t) * 4, dots[quad / kQuads][quad % kChains][t]);
         });
+    Vec u[T];
     SLUICE_UNROLL(2)
     for (int g = 0; g < kUnitGroups; ++g) {
-      const Vec scale = Load(scales);
-      scales += 16;
+      const GroupScale scale = {Load(scales), kMin ? Load(scales + 16) : Set(0.0f)};
+      const float* counts = GroupField(inputs, kUnitGroups, g, kInputCount, T);
       SLUICE_UNROLL(16)
       for (int t = 0; t < T; ++t) {
         Dots<kDotWidth<P>> sum = dots[g][0][t];
         if constexpr (kChains == 2) sum = MergeChains<kOddHigh>(sum, dots[g][1][t]);
-        y[t] = AddScaled(sum, scale, group, T, t, y[t]);
+        u[t] = AddGroup<kDotWidth<P>, kMin>(sum, InputInt(inputs, kUnitGroups, g, T, t), scale,
+                                            counts, centres, t, g == 0, u[t]);
       }
-      if (has_min) {
-        const Vec min = Load(scales);
-        scales += 16;
-        SLUICE_UNROLL(16)
-        for (int t = 0; t < T; ++t) y[t] = AddMin(min, group, T, t, y[t]);
-      }
-      group += kGroupFields * T;
+      scales += kMin ? 32 : 16;
+      if constexpr (!kMin) centres += T;
     }
+    SLUICE_UNROLL(16)
+    for (int t = 0; t < T; ++t) y[t] = AddUnit(u[t], inputs, t, y[t]);
+    inputs += kInputFields * T;
     x += kNestedUnitCols * T;
   }
   SLUICE_UNROLL(16)
   for (int t = 0; t < T; ++t) Store(sums + 16 * t, y[t]);
 }
 
-using StreamUnitsFunction = void (*)(const PanelView& view, int begin, int end, bool has_min,
-                                     const float* scales, const int8_t* x, const float* group,
-                                     float* sums);
-template <int P, int kUnitGroups, int T = kNestedMaxTile>
+using StreamUnitsFunction = void (*)(const PanelView& view, int begin, int end, const float* scales,
+                                     TileInputs tile, float* sums);
+template <int P, int kUnitGroups, bool kMin, int T = kNestedMaxTile>
 SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int tokens) {
   if constexpr (T > 2) {
-    if (tokens != T) return StreamUnitsOf<P, kUnitGroups, T - 1>(tokens);
+    if (tokens != T) return StreamUnitsOf<P, kUnitGroups, kMin, T - 1>(tokens);
   }
-  return StreamUnits<P, kUnitGroups, T>;
+  return StreamUnits<P, kUnitGroups, kMin, T>;
 }
-template <int kUnitGroups>
+template <int kUnitGroups, bool kMin>
 SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int precision, int tokens) {
   switch (precision) {
     case 2:
-      return StreamUnitsOf<2, kUnitGroups>(tokens);
+      return StreamUnitsOf<2, kUnitGroups, kMin>(tokens);
     case 3:
-      return StreamUnitsOf<3, kUnitGroups>(tokens);
+      return StreamUnitsOf<3, kUnitGroups, kMin>(tokens);
     case 4:
-      return StreamUnitsOf<4, kUnitGroups>(tokens);
+      return StreamUnitsOf<4, kUnitGroups, kMin>(tokens);
     case 5:
-      return StreamUnitsOf<5, kUnitGroups>(tokens);
+      return StreamUnitsOf<5, kUnitGroups, kMin>(tokens);
     case 6:
-      return StreamUnitsOf<6, kUnitGroups>(tokens);
+      return StreamUnitsOf<6, kUnitGroups, kMin>(tokens);
     default:
-      return StreamUnitsOf<8, kUnitGroups>(tokens);
+      return StreamUnitsOf<8, kUnitGroups, kMin>(tokens);
   }
+}
+SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(const NestedShape& shape, int tokens) {
+  if (shape.unit_groups == 1) {
+    return shape.has_min ? StreamUnitsOf<1, true>(shape.precision, tokens)
+                         : StreamUnitsOf<1, false>(shape.precision, tokens);
+  }
+  return shape.has_min ? StreamUnitsOf<2, true>(shape.precision, tokens)
+                       : StreamUnitsOf<2, false>(shape.precision, tokens);
 }
 
 // 2 to kNestedMaxTile tokens.
 void NestedFewTokens(const NestedMatmulArgs& args, const NestedShape& shape,
                      const NestedTiling& tiling) {
   const NestedScratch scratch = ScratchOf(args, shape);
-  const TileInputs x = InputsOf(args, shape, tiling, 0);
-  const StreamUnitsFunction stream = shape.unit_groups == 1
-                                         ? StreamUnitsOf<1>(shape.precision, args.tokens)
-                                         : StreamUnitsOf<2>(shape.precision, args.tokens);
-  GroupInputs(shape, args.level, x.inputs, args.tokens, scratch.groups);
-  const ptrdiff_t unit_inputs = kNestedUnitCols * args.tokens;
-  const ptrdiff_t unit_floats = shape.unit_groups * kGroupFields * args.tokens;
+  const TileInputs tile = InputsOf(args, shape, tiling, 0, scratch.centres);
+  const StreamUnitsFunction stream = StreamUnitsOf(shape, args.tokens);
+  const ptrdiff_t unit_codes = kNestedUnitCols * args.tokens;
+  const ptrdiff_t unit_inputs = kInputFields * args.tokens;
+  const ptrdiff_t unit_centres = shape.unit_groups * args.tokens;
   alignas(64) float sums[kNestedMaxTile * 16];
   for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
     const PanelView view = ViewOf(args, shape, panel);
@@ -238,8 +275,9 @@ void NestedFewTokens(const NestedMatmulArgs& args, const NestedShape& shape,
     for (int unit = 0; unit < shape.units; unit += kChunkUnits) {
       const int end = unit + kChunkUnits < shape.units ? unit + kChunkUnits : shape.units;
       ExpandScalesOf(shape, view, unit, end, scratch.scales);
-      stream(view, unit, end, shape.has_min, scratch.scales, x.codes + unit * unit_inputs,
-             scratch.groups + unit * unit_floats, sums);
+      const TileInputs part = {tile.codes + unit * unit_codes, tile.inputs + unit * unit_inputs,
+                               tile.centres + unit * unit_centres};
+      stream(view, unit, end, scratch.scales, part, sums);
     }
     StoreOutputs(args, panel, 0, args.tokens, sums);
   }
@@ -247,14 +285,16 @@ void NestedFewTokens(const NestedMatmulArgs& args, const NestedShape& shape,
 
 // One panel and one token, scales taken from the panel too: sums[16].
 template <int P, ScaleKind kind, int kUnitGroups>
-void StreamPanel(const PanelView& view, int units, const int8_t* x, const float* group,
-                 float* sums) {
+void StreamPanel(const NestedShape& shape, const PanelView& view, TileInputs tile, float* sums) {
   constexpr bool kMin = kind == ScaleKind::kF16Min || kind == ScaleKind::kU8Min;
   constexpr int kQuads = kUnitQuads / kUnitGroups;
+  const int8_t* x = tile.codes;
+  const float* inputs = tile.inputs;
+  const float* centres = tile.centres;
   Vec y = Set(0.0f);
-  for (int chunk = 0; chunk < units; chunk += kChunkUnits) {
-    const ScaleReader<kind> reader(view, chunk / kChunkUnits);
-    const int last = chunk + kChunkUnits < units ? chunk + kChunkUnits : units;
+  for (int chunk = 0; chunk < shape.units; chunk += kChunkUnits) {
+    const ScaleReader<kind> reader(shape, view, chunk / kChunkUnits);
+    const int last = chunk + kChunkUnits < shape.units ? chunk + kChunkUnits : shape.units;
     for (int unit = chunk; unit < last; ++unit) {
       // Two sums per group: one would wait for itself eight times.
       Dots<kDotWidth<P>> dots[kUnitGroups][2];
@@ -262,22 +302,26 @@ void StreamPanel(const PanelView& view, int units, const int8_t* x, const float*
           view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
             AddDots(codes, x + quad * 4, dots[quad / kQuads][quad % 2]);
           });
+      Vec u = Set(0.0f);
       SLUICE_UNROLL(2)
       for (int g = 0; g < kUnitGroups; ++g) {
         const GroupScale scale = reader.Read(unit * kUnitGroups + g);
-        y = AddScaled(MergeChains<kOddHighOf<P>>(dots[g][0], dots[g][1]), scale.scale, group, 1, 0,
-                      y);
-        if constexpr (kMin) y = AddMin(scale.min, group, 1, 0, y);
-        group += kGroupFields;
+        u = AddGroup<kDotWidth<P>, kMin>(MergeChains<kOddHighOf<P>>(dots[g][0], dots[g][1]),
+                                         InputInt(inputs, kUnitGroups, g, 1, 0), scale,
+                                         GroupField(inputs, kUnitGroups, g, kInputCount, 1),
+                                         centres, 0, g == 0, u);
+        if constexpr (!kMin) ++centres;
       }
+      y = AddUnit(u, inputs, 0, y);
+      inputs += kInputFields;
       x += kNestedUnitCols;
     }
   }
   Store(sums, y);
 }
 
-using StreamPanelFunction = void (*)(const PanelView& view, int units, const int8_t* x,
-                                     const float* group, float* sums);
+using StreamPanelFunction = void (*)(const NestedShape& shape, const PanelView& view,
+                                     TileInputs tile, float* sums);
 template <ScaleKind kind, int kUnitGroups>
 SLUICE_INLINE StreamPanelFunction StreamPanelOf(int precision) {
   switch (precision) {
@@ -315,14 +359,33 @@ SLUICE_INLINE StreamPanelFunction StreamPanelOf(const NestedShape& shape) {
 void NestedOneToken(const NestedMatmulArgs& args, const NestedShape& shape,
                     const NestedTiling& tiling) {
   const NestedScratch scratch = ScratchOf(args, shape);
-  const TileInputs x = InputsOf(args, shape, tiling, 0);
+  const TileInputs tile = InputsOf(args, shape, tiling, 0, scratch.centres);
   const StreamPanelFunction stream = StreamPanelOf(shape);
-  GroupInputs(shape, args.level, x.inputs, 1, scratch.groups);
   alignas(64) float sums[16];
   for (int panel = args.panel_begin; panel < args.panel_end; ++panel) {
-    stream(ViewOf(args, shape, panel), shape.units, x.codes, scratch.groups, sums);
+    stream(shape, ViewOf(args, shape, panel), tile, sums);
     StoreOutputs(args, panel, 0, 1, sums);
   }
+}
+
+// The planes of the panels that follow [first, first + panels): this call's, or what it is told
+// comes after.
+SLUICE_INLINE LineWalk PanelsAfter(const NestedMatmulArgs& args, const NestedShape& shape,
+                                   int first, int panels) {
+  LineWalk walk;
+  const int next = first + panels;
+  int count = args.panel_end - next;
+  if (count <= 0 || count > kNestedGroupPanels) count = kNestedGroupPanels;
+  for (int i = 0; i < shape.planes; ++i) {
+    const std::byte* begin = next < args.panel_end
+                                 ? args.plane[i] + shape.panel_bytes[i] * static_cast<size_t>(next)
+                                 : args.next[i];
+    if (begin == nullptr) continue;
+    walk.begins[walk.ranges] = reinterpret_cast<const uint8_t*>(begin);
+    walk.bytes[walk.ranges] = shape.panel_bytes[i] * static_cast<size_t>(count);
+    ++walk.ranges;
+  }
+  return walk;
 }
 
 // More tokens: groups of panels.
@@ -338,15 +401,19 @@ void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
       UnpackUnitsOf(shape.precision, view, 0, shape.units, scratch.codes + p * scratch.panel_codes);
       ExpandScalesOf(shape, view, 0, shape.units, scratch.scales + p * scratch.panel_scales);
     }
+    LineWalk walk = PanelsAfter(args, shape, first, panels);
+    size_t lines = 0;
+    for (int i = 0; i < walk.ranges; ++i) lines += walk.bytes[i] / 64;
+    const auto units = static_cast<size_t>(tiling.tiles) * panels * shape.units;
+    const int steps = static_cast<int>((lines + units - 1) / units);
     for (int i = 0; i < tiling.tiles; ++i) {
       const int size = tiling.Size(i);
       const UnitsTileFunction tile = UnitsTileOf(shape, size);
-      const TileInputs x = InputsOf(args, shape, tiling, i);
-      GroupInputs(shape, args.level, x.inputs, size, scratch.groups);
+      const TileInputs inputs = InputsOf(args, shape, tiling, i, scratch.centres);
       for (int p = 0; p < panels; ++p) {
         for (int k = 0; k < size * 16; ++k) sums[k] = 0.0f;
         tile(scratch.codes + p * scratch.panel_codes, scratch.scales + p * scratch.panel_scales,
-             shape.has_min, x.codes, scratch.groups, shape.units, sums);
+             inputs, shape.units, steps, &walk, sums);
         StoreOutputs(args, first + p, tiling.First(i), size, sums);
       }
     }
@@ -354,7 +421,7 @@ void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
 }
 
 void NestedMatmulImpl(const NestedMatmulArgs& args) {
-  const NestedShape shape = ShapeOf(args.format, args.planes, args.cols);
+  const NestedShape shape = ShapeOf(args.format, args.level, args.planes, args.cols);
   const NestedTiling tiling = NestedTilingOf(args.tokens, args.cols);
   if (args.tokens == 1) return NestedOneToken(args, shape, tiling);
   if (tiling.tiles == 1) return NestedFewTokens(args, shape, tiling);

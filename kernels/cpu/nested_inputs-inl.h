@@ -10,13 +10,13 @@ SLUICE_BEGIN_ISA
 // What is stored for a token and unit beside its quantized columns.
 enum InputField {
   kInputScale,  // xs
-  kInputSum,    // xs * (sum of qx), of the unit and of its halves
-  kInputHalfSum,
-  kInputHalfSum1,
+  kInputCount,  // sum of qx, of the unit and of its halves
+  kInputHalfCount,
+  kInputHalfCount1,
   kInputFloats,
-  kInputCount = kInputFloats,  // sum of qx as int32, the same three
-  kInputCountHalf,
-  kInputCountHalf1,
+  kInputInt = kInputFloats,  // the same three as int32
+  kInputHalfInt,
+  kInputHalfInt1,
   kInputAll,
 };
 constexpr int kInputFields = kNeedsInputSums ? kInputAll : kInputFloats;
@@ -37,7 +37,7 @@ SLUICE_INLINE NestedTiling NestedTilingOf(int tokens, int cols) {
           units * (kNestedUnitCols + kInputFields * sizeof(float))};
 }
 
-// What GroupInputs may read past the end.
+// What CentreInputs may read past the end.
 constexpr size_t kInputPadding = 64;
 
 size_t NestedActivationBytesImpl(int tokens, int cols) {
@@ -49,6 +49,9 @@ SLUICE_INLINE Vec AbsOf(Vec v) { return Max(v, Sub(Set(0.0f), v)); }
 // Token t of a tile of `size`, from x to the tile's codes and inputs.
 SLUICE_INLINE void QuantizeToken(const float* x, int cols, int units, int t, int size,
                                  int8_t* codes, float* inputs) {
+  // Max passes over NaN; 0 * x keeps it (and makes one of infinity), and is 0 of all else. One
+  // unit that is not a number makes every output one, so it need not be the unit itself.
+  Vec poison = Set(0.0f);
   for (int unit = 0; unit < units; ++unit) {
     const float* from = x + static_cast<ptrdiff_t>(unit) * kNestedUnitCols;
     const int left = cols - unit * kNestedUnitCols;
@@ -60,9 +63,9 @@ SLUICE_INLINE void QuantizeToken(const float* x, int cols, int units, int t, int
       v[0] = LoadN(from, left < 16 ? left : 16);
       v[1] = left > 16 ? LoadN(from + 16, left - 16) : Set(0.0f);
     }
-    // Max passes over NaN; 0 * x keeps it (and makes one of infinity), and is 0 of all else.
-    const float poison = SumLanes(Fma(v[0], Set(0.0f), Mul(v[1], Set(0.0f))));
-    const float scale = MaxLanes(Max(AbsOf(v[0]), AbsOf(v[1]))) / 127.0f + poison;
+    poison = Fma(v[0], Set(0.0f), Fma(v[1], Set(0.0f), poison));
+    float scale = MaxLanes(Max(AbsOf(v[0]), AbsOf(v[1]))) / 127.0f;
+    if (unit + 1 == units) scale += SumLanes(poison);
     const Vec divisor = Set(scale > 0.0f ? scale : 1.0f);
     alignas(32) int8_t quantized[kNestedUnitCols];
     float counts[2];
@@ -79,13 +82,13 @@ SLUICE_INLINE void QuantizeToken(const float* x, int cols, int units, int t, int
     }
     float* fields = inputs + static_cast<ptrdiff_t>(unit) * kInputFields * size + t;
     fields[kInputScale * size] = scale;
-    fields[kInputSum * size] = scale * (counts[0] + counts[1]);
-    fields[kInputHalfSum * size] = scale * counts[0];
-    fields[kInputHalfSum1 * size] = scale * counts[1];
+    fields[kInputCount * size] = counts[0] + counts[1];
+    fields[kInputHalfCount * size] = counts[0];
+    fields[kInputHalfCount1 * size] = counts[1];
     if constexpr (kNeedsInputSums) {
       const int32_t sums[3] = {static_cast<int32_t>(counts[0] + counts[1]),
                                static_cast<int32_t>(counts[0]), static_cast<int32_t>(counts[1])};
-      for (int i = 0; i < 3; ++i) __builtin_memcpy(&fields[(kInputCount + i) * size], &sums[i], 4);
+      for (int i = 0; i < 3; ++i) __builtin_memcpy(&fields[(kInputInt + i) * size], &sums[i], 4);
     }
   }
 }
@@ -110,56 +113,39 @@ void NestedPackActivationsImpl(const float* x, ptrdiff_t x_stride, const int32_t
   __builtin_memset(out, 0, kInputPadding);
 }
 
-// Per group of a tile, what the scales are applied to: [GroupField][token].
-enum GroupField {
-  kGroupMul,  // xs * mul
-  kGroupAdd,  // xsum * add
-  kGroupSum,  // xsum
-  kGroupFloats,
-  kGroupCount = kGroupFloats,  // sum of qx as int32
-  kGroupAll,
-};
-constexpr int kGroupFields = kNeedsInputSums ? kGroupAll : kGroupFloats;
+// Field `first` (kInputCount or kInputInt) of a unit's group g, of all tokens.
+SLUICE_INLINE const float* GroupField(const float* inputs, int unit_groups, int g, int first,
+                                      int size) {
+  return inputs + (first + (unit_groups == 1 ? 0 : 1 + g)) * static_cast<ptrdiff_t>(size);
+}
+// Sum of a group's qx as an integer; only where dot products want it.
+SLUICE_INLINE int32_t InputInt(const float* inputs, int unit_groups, int g, int size, int t) {
+  int32_t count = 0;
+  if constexpr (kNeedsInputSums) {
+    __builtin_memcpy(&count, GroupField(inputs, unit_groups, g, kInputInt, size) + t, sizeof count);
+  }
+  return count;
+}
 
+// centre * (sum of qx) of every group of a tile: [unit][group][token].
+//
 // Stores go 16 lanes at a time, each over the overrun of the one before: inputs are readable and
 // out is writable for 15 floats past their ends.
-void GroupInputs(const NestedShape& shape, NestedLevel level, const float* inputs, int size,
-                 float* out) {
+void CentreInputs(const NestedShape& shape, const float* inputs, int size, float* out) {
   static_assert(kNestedMaxTile <= 16);
-  const Vec mul = Set(level.mul);
-  const Vec add = Set(level.add);
+  const Vec centre = Set(shape.centre);
   for (int unit = 0; unit < shape.units; ++unit) {
     for (int g = 0; g < shape.unit_groups; ++g) {
-      const int which = shape.unit_groups == 1 ? 0 : 1 + g;
-      const float* sums = inputs + (kInputSum + which) * size;
+      const float* counts = GroupField(inputs, shape.unit_groups, g, kInputCount, size);
       if (size < 4) {
-        for (int t = 0; t < size; ++t) {
-          out[kGroupMul * size + t] = inputs[kInputScale * size + t] * level.mul;
-          out[kGroupAdd * size + t] = sums[t] * level.add;
-          out[kGroupSum * size + t] = sums[t];
-        }
+        for (int t = 0; t < size; ++t) out[t] = counts[t] * shape.centre;
       } else {
-        const Vec sum = Load(sums);
-        Store(out + kGroupMul * size, Mul(Load(inputs + kInputScale * size), mul));
-        Store(out + kGroupAdd * size, Mul(sum, add));
-        Store(out + kGroupSum * size, sum);
+        Store(out, Mul(Load(counts), centre));
       }
-      if constexpr (kNeedsInputSums) {
-        __builtin_memcpy(out + kGroupCount * size, inputs + (kInputCount + which) * size,
-                         static_cast<size_t>(size) * sizeof(float));
-      }
-      out += kGroupFields * size;
+      out += size;
     }
     inputs += static_cast<ptrdiff_t>(kInputFields) * size;
   }
-}
-
-SLUICE_INLINE int32_t InputCount(const float* group, int size, int t) {
-  int32_t count = 0;
-  if constexpr (kNeedsInputSums) {
-    __builtin_memcpy(&count, group + kGroupCount * size + t, sizeof count);
-  }
-  return count;
 }
 
 SLUICE_END_ISA

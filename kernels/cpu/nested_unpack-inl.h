@@ -28,6 +28,10 @@ struct NestedShape {
   int planes;
   int precision;
   bool has_min;
+  // The level as the kernels apply it: mul goes into the scales, and add / mul, which is then left
+  // to add to every code, into the minima of kinds that have them.
+  float mul;
+  float centre;
   size_t super_bytes;
   size_t scale_bytes;
   size_t panel_bytes[kMaxPlanes];
@@ -36,8 +40,11 @@ struct NestedShape {
 
 SLUICE_INLINE size_t AlignLine(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-SLUICE_INLINE NestedShape ShapeOf(NestedFormat format, int planes, int cols) {
+SLUICE_INLINE NestedShape ShapeOf(NestedFormat format, NestedLevel level, int planes, int cols) {
   NestedShape shape;
+  // A fitted level may say that codes do not count.
+  shape.mul = level.mul != 0 ? level.mul : 1e-10f;
+  shape.centre = level.add / shape.mul;
   shape.scales = format.scales;
   shape.unit_groups = kNestedUnitCols / format.group;
   shape.units = (cols + kNestedUnitCols - 1) / kNestedUnitCols;
@@ -96,8 +103,29 @@ SLUICE_INLINE PanelView ViewOf(const NestedMatmulArgs& args, const NestedShape& 
   return view;
 }
 
+// Walks over ranges of memory line by line, for prefetch while something else is computed.
+struct LineWalk {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+  int range = -1;
+  int ranges = 0;
+  const uint8_t* begins[kMaxPlanes];
+  size_t bytes[kMaxPlanes];
+};
+
 // Into L2: on Zen 4 prefetches into L1 are few in flight, and reach half of the bandwidth.
 SLUICE_INLINE void PrefetchLine(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
+
+SLUICE_INLINE void PrefetchNext(LineWalk& walk) {
+  if (walk.at == walk.end) {
+    if (walk.range + 1 >= walk.ranges) return;
+    ++walk.range;
+    walk.at = walk.begins[walk.range];
+    walk.end = walk.at + walk.bytes[walk.range];
+  }
+  PrefetchLine(walk.at);
+  walk.at += 64;
+}
 
 // Moves bit `from` of every byte to bit `to`; bits that cross a byte are undefined.
 template <int from, int to>
@@ -221,7 +249,7 @@ SLUICE_INLINE void UnpackUnitsOf(int precision, const PanelView& view, int begin
   }
 }
 
-// Scale and minimum of a group for the 16 rows.
+// Scale and minimum of a group for the 16 rows, the level applied (NestedShape).
 struct GroupScale {
   Vec scale;
   Vec min;  // only for kinds that have one
@@ -231,19 +259,21 @@ struct ScaleReader {
   const uint8_t* groups;
   Vec super_scale;
   Vec super_min;  // negated
+  float mul;
+  Vec centre;
   size_t ahead;
 
   // Groups of the super-group `super`. A super-group is a chunk of units.
-  SLUICE_INLINE ScaleReader(const PanelView& view, int super)
-      : groups(view.scales), ahead(view.ahead[0]) {
+  SLUICE_INLINE ScaleReader(const NestedShape& shape, const PanelView& view, int super)
+      : groups(view.scales), mul(shape.mul), centre(Set(shape.centre)), ahead(view.ahead[0]) {
     if constexpr (kind == ScaleKind::kU8Min) {
       const uint8_t* at = view.supers + static_cast<size_t>(super) * 64;
       PrefetchLine(at + ahead);
-      super_scale = Load(reinterpret_cast<const F16*>(at));
+      super_scale = Mul(Load(reinterpret_cast<const F16*>(at)), Set(mul));
       super_min = Sub(Set(0.0f), Load(reinterpret_cast<const F16*>(at + 32)));
     } else if constexpr (kind == ScaleKind::kI8) {
-      super_scale =
-          Load(reinterpret_cast<const F16*>(view.supers + static_cast<size_t>(super) * 32));
+      const uint8_t* at = view.supers + static_cast<size_t>(super) * 32;
+      super_scale = Mul(Load(reinterpret_cast<const F16*>(at)), Set(mul));
     }
   }
   SLUICE_INLINE GroupScale Read(int group) const {
@@ -251,13 +281,14 @@ struct ScaleReader {
     constexpr int kBytes = kind == ScaleKind::kF16Min ? 64 : kind == ScaleKind::kI8 ? 16 : 32;
     PrefetchLine(groups + g * kBytes + ahead);
     if constexpr (kind == ScaleKind::kF16) {
-      return {Load(reinterpret_cast<const F16*>(groups + g * 32)), Set(0.0f)};
+      const Vec scale = Load(reinterpret_cast<const F16*>(groups + g * 32));
+      return {Mul(scale, Set(mul)), Set(0.0f)};
     } else if constexpr (kind == ScaleKind::kF16Min) {
-      return {Load(reinterpret_cast<const F16*>(groups + g * 64)),
-              Load(reinterpret_cast<const F16*>(groups + g * 64 + 32))};
+      const Vec scale = Mul(Load(reinterpret_cast<const F16*>(groups + g * 64)), Set(mul));
+      return {scale, Fma(scale, centre, Load(reinterpret_cast<const F16*>(groups + g * 64 + 32)))};
     } else if constexpr (kind == ScaleKind::kU8Min) {
-      return {Mul(super_scale, LoadU8(groups + g * 32)),
-              Mul(super_min, LoadU8(groups + g * 32 + 16))};
+      const Vec scale = Mul(super_scale, LoadU8(groups + g * 32));
+      return {scale, Fma(scale, centre, Mul(super_min, LoadU8(groups + g * 32 + 16)))};
     } else {
       return {Mul(super_scale, LoadI8(groups + g * 16)), Set(0.0f)};
     }
@@ -270,7 +301,7 @@ template <ScaleKind kind>
 void ExpandScales(const NestedShape& shape, const PanelView& view, int begin, int end, float* out) {
   constexpr bool kMin = kind == ScaleKind::kF16Min || kind == ScaleKind::kU8Min;
   for (int chunk = begin; chunk < end; chunk += kChunkUnits) {
-    const ScaleReader<kind> reader(view, chunk / kChunkUnits);
+    const ScaleReader<kind> reader(shape, view, chunk / kChunkUnits);
     const int last = chunk + kChunkUnits < end ? chunk + kChunkUnits : end;
     for (int group = chunk * shape.unit_groups; group < last * shape.unit_groups; ++group) {
       const GroupScale read = reader.Read(group);

@@ -63,12 +63,12 @@ struct MatmulArgs {
 // A bit-nested matrix (kernels/common/nested.h) at one precision. Planes start at multiples of 64
 // bytes.
 //
-// Activations are 8-bit: per token and unit of 32 columns, xs = max|x| / 127 (F32), qx = x / xs
-// rounded to nearest even in [-127, 127]; per group, xsum = xs * (sum of qx over its columns). With
-// s, m, mul and add of nested.h, per group in ascending order, from y = 0:
-//   dot = sum of leading bits * qx                         exact, in integers
-//   y = fma(s, fma(float(dot), xs * mul, xsum * add), y)
-//   y = fma(m, xsum, y)                                    (only kinds with a minimum)
+// Activations are 8-bit: per token and unit of 32 columns xs = max|x| / 127 (F32), qx = x / xs
+// rounded to nearest even. With s, m, mul, add of nested.h: s' = s * mul (super scales first) and c
+// = add / mul. Per unit, ascending, from y = 0: u = 0; for each group of the unit
+//   dot = sum of leading bits * qx, n = sum of qx                       exact, in integers
+//   u = fma(s', dot + c * n, u), or, with a minimum: u = fma(fma(s', c, m), n, fma(s', dot, u))
+// and then y = fma(u, xs, y).
 // Every tiling and thread count computes exactly this; ISAs differ by the rounding of fma at most.
 struct NestedMatmulArgs {
   NestedFormat format;
