@@ -424,7 +424,8 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   engine_options.max_running = options.streams;
   engine_options.max_batch_tokens = model_options.max_batch_tokens;
   engine_options.prefill_chunk = options.prefill_chunk;
-  engine_options.prefix_cache = false;  // repeats have the same prompts
+  engine_options.max_decode_stall_seconds = 0;  // prompts are measured alone
+  engine_options.prefix_cache = false;          // repeats have the same prompts
   std::unique_ptr<Engine> engine =
       Engine::Start(std::move(*model), engine_options,
                     [&log](int tokens, int sequences, double) { log.Add(tokens, sequences); });

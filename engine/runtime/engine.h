@@ -87,10 +87,12 @@ struct EngineOptions {
   int max_queue = 256;         // requests waiting to be admitted
   int max_running = 64;        // sequences in the running set
   int max_batch_tokens = 512;  // token budget of one step
-  int prefill_chunk = 256;     // most prefill tokens of one sequence in one step
+  int prefill_chunk = 512;     // most prefill tokens of one sequence in one step
   double ageing_seconds = 10;  // waiting this long is worth one level of priority
   // Requests that begin alike compute their beginning once (scheduler.h); changes no token.
   bool prefix_cache = true;
+  // What prompts may add to a step in which others decode (scheduler.h); 0: anything.
+  double max_decode_stall_seconds = 0.25;
 };
 
 // A consistent snapshot for /metrics, /props and tests. Counters only grow.
@@ -107,6 +109,7 @@ struct EngineStats {
   uint64_t prompt_tokens = 0;
   uint64_t generated_tokens = 0;
   uint64_t preemptions = 0;
+  uint64_t decode_stalls = 0;  // Scheduler::stalls
   uint64_t finished_stop = 0, finished_length = 0, finished_cancelled = 0, finished_error = 0;
   uint64_t expert_assignments = 0;
   uint64_t unique_experts = 0;  // summed over steps

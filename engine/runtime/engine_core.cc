@@ -27,7 +27,21 @@ EngineOptions Lower(EngineOptions options, const ModelOptions& model) {
   return options;
 }
 
-SchedulerOptions ForScheduler(const EngineOptions& options, const ModelOptions& model) {
+// What a token's attention to one earlier token costs, in units of its other arithmetic.
+double AttentionCost(const Model& model) {
+  const ModelConfig& config = model.config();
+  const ModelFootprint footprint = model.footprint();
+  const auto macs =
+      static_cast<double>(footprint.dense_macs_per_token + footprint.expert_macs_per_token);
+  if (macs <= 0) return 0;
+  // Attention computes in F32: a quarter of the rate of 8-bit integers (VNNI and dot-product
+  // instructions take four 8-bit products where F32 takes one).
+  const double rate = model.nested_weights() ? 4 : 1;
+  return rate * 2.0 * config.num_layers() * config.heads * config.head_dim / macs;
+}
+
+SchedulerOptions ForScheduler(const EngineOptions& options, const Model& loaded) {
+  const ModelOptions& model = loaded.options();
   SchedulerOptions s;
   s.kv_blocks = model.kv_blocks;
   s.block_tokens = kKvBlockTokens;
@@ -37,6 +51,8 @@ SchedulerOptions ForScheduler(const EngineOptions& options, const ModelOptions& 
   s.ageing_seconds = options.ageing_seconds;
   s.max_rows = model.max_logit_rows;
   s.prefix_cache = options.prefix_cache;
+  s.max_decode_stall_seconds = options.max_decode_stall_seconds;
+  s.attention_cost = AttentionCost(loaded);
   return s;
 }
 
@@ -97,7 +113,7 @@ EngineCore::EngineCore(Model* model, const EngineOptions& options, const Clock* 
       options_(Lower(options, model->options())),
       vocab_(model->config().vocab),
       max_context_(ContextLimit(*model)),
-      scheduler_(ForScheduler(options_, model->options())) {
+      scheduler_(ForScheduler(options_, *model)) {
   for (int32_t id : model->config().eos_ids) {
     if (id >= 0 && id < vocab_) eos_ids_.push_back(id);
   }
@@ -211,6 +227,7 @@ bool EngineCore::Step() {
 
   const TimePoint end = clock_->Now();
   const double seconds = Seconds(begin, end);
+  scheduler_.ObserveStep(seconds);
   const ForwardStats& forward = model_->last_stats();
   ++stats_.steps;
   stats_.step_seconds += seconds;
@@ -246,7 +263,9 @@ bool EngineCore::RefreshTiers(bool at_once) {
   tiers_at_ = now;
   tiers_changed_ = false;
   stats_.expert_tiers = model_->expert_stats();
-  return stats_.expert_tiers != nullptr;
+  const ExpertTierStats* tiers = stats_.expert_tiers.get();
+  scheduler_.SetOffloaded(tiers != nullptr && tiers->budget_bytes < tiers->full_budget_bytes);
+  return tiers != nullptr;
 }
 
 void EngineCore::NoteSchedule(const Batch& batch, TimePoint now) {
@@ -411,6 +430,7 @@ void EngineCore::Publish() {
   stats_.prefix_queried_tokens = prefix.queried_tokens;
   stats_.prefix_hit_tokens = prefix.hit_tokens;
   stats_.prefix_evicted_blocks = prefix.evicted_blocks;
+  stats_.decode_stalls = scheduler_.stalls();
   std::lock_guard<std::mutex> lock(published_mutex_);
   published_ = stats_;
 }

@@ -1,6 +1,7 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "engine/base/check.h"
@@ -26,11 +27,14 @@ std::string About(const Sequence& sequence, const char* what) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(options), pool_(options.kv_blocks), index_(options.kv_blocks, options.block_tokens) {
+    : options_(options),
+      pool_(options.kv_blocks),
+      index_(options.kv_blocks, options.block_tokens),
+      cost_(options.attention_cost) {
   SLUICE_CHECK(options.block_tokens > 0 && options.prefill_chunk > 0);
   SLUICE_CHECK(options.max_running > 0 && options.max_running <= options.max_batch_tokens,
                "every running sequence must be able to decode in one step");
-  SLUICE_CHECK(options.ageing_seconds > 0);
+  SLUICE_CHECK(options.ageing_seconds > 0 && options.max_decode_stall_seconds >= 0);
   const bool all_rows = options.max_rows == 0 || options.max_rows >= options.max_batch_tokens;
   prompt_rows_ = all_rows ? options.max_batch_tokens : options.max_rows - options.max_running;
   SLUICE_CHECK(prompt_rows_ > 0, "prompts whose rows are wanted must get on");
@@ -116,13 +120,18 @@ bool Scheduler::Grow(Sequence* sequence) {
 
 int Scheduler::ChunkTokens(const Sequence& sequence, int computed, int budget) const {
   const int left = sequence.size() - computed;
-  const int count = std::min({options_.prefill_chunk, left, budget});
+  int count = std::min({options_.prefill_chunk, left, budget});
+  if (count > 0) {
+    // The first prompt of a step goes on by a token at least.
+    const int least = batch_.prompt_tokens == 0 ? 1 : 0;
+    count = std::min(count, std::max(cost_.Tokens(computed, prompt_work_left_), least));
+  }
   const bool rows = sequence.spec.prompt_rows &&
                     std::max(sequence.prompt_rows_done, computed) < sequence.prompt_size - 1;
   return rows ? std::min(count, prompt_rows_left_) : count;
 }
 
-void Scheduler::AddChunk(const Sequence& sequence, int count) {
+void Scheduler::AddChunk(const Sequence& sequence, int count, bool decode) {
   ScheduledChunk& chunk = batch_.chunks.emplace_back();
   const int end = sequence.computed + count;
   chunk.id = sequence.spec.id;
@@ -146,7 +155,15 @@ void Scheduler::AddChunk(const Sequence& sequence, int count) {
   }
   chunk.cached_tokens = sequence.cached;
   batch_.tokens += count;
-  if (options_.prefix_cache && count > 1) prefilling_.push_back(&sequence);
+  const double work = cost_.Work(sequence.computed, count);
+  if (decode) {
+    decode_work_ += work;
+    return;
+  }
+  batch_.prompt_tokens += count;
+  prompt_work_ += work;
+  prompt_work_left_ -= work;
+  prefilling_.push_back(&sequence);
 }
 
 int32_t Scheduler::TakeBlock() {
@@ -263,7 +280,7 @@ bool Scheduler::Admit(Sequence* sequence, int* budget) {
   const auto blocks = static_cast<size_t>(BlocksFor(sequence->size()));
   while (sequence->blocks.size() < blocks) sequence->blocks.push_back(TakeBlock());
   InsertSorted(&running_, sequence, ServedBefore);
-  AddChunk(*sequence, count);
+  AddChunk(*sequence, count, /*decode=*/false);
   *budget -= count;
   return true;
 }
@@ -283,7 +300,8 @@ const Batch& Scheduler::Schedule() {
   batch_.chunks.clear();
   batch_.first_scheduled.clear();
   batch_.preempted.clear();
-  batch_.tokens = 0;
+  batch_.tokens = batch_.prompt_tokens = 0;
+  decode_work_ = prompt_work_ = 0;
   prefilling_.clear();
   prompt_rows_left_ = prompt_rows_;
   // A victim always has a larger rank than the sequence that grows, so it is behind `i` and not yet
@@ -292,8 +310,12 @@ const Batch& Scheduler::Schedule() {
     Sequence* sequence = running_[i];
     if (sequence->computed + 1 != sequence->size()) continue;
     if (!Grow(sequence)) break;
-    AddChunk(*sequence, 1);
+    AddChunk(*sequence, 1, /*decode=*/true);
   }
+  const bool bounded = options_.max_decode_stall_seconds > 0 && decode_work_ > 0;
+  prompt_work_left_ =
+      bounded ? cost_.PromptWork(decode_work_, options_.max_decode_stall_seconds, offloaded_)
+              : std::numeric_limits<double>::infinity();
   int budget = options_.max_batch_tokens - batch_.tokens;
   for (Sequence* sequence : running_) {
     const int left = sequence->size() - sequence->computed;
@@ -307,7 +329,7 @@ const Batch& Scheduler::Schedule() {
     }
     const int count = ChunkTokens(*sequence, sequence->computed, budget);
     if (count == 0) continue;
-    AddChunk(*sequence, count);
+    AddChunk(*sequence, count, /*decode=*/false);
     budget -= count;
   }
   if (batch_.preempted.empty()) AdmitWaiting(&budget);
@@ -344,6 +366,15 @@ void Scheduler::Commit(std::span<const ChunkResult> results, std::vector<Sequenc
     }
   }
   for (const SequenceEnd& end : *ends) Remove(sequences_.find(end.id)->second.get());
+}
+
+void Scheduler::ObserveStep(double seconds) {
+  SLUICE_CHECK(!in_step_);
+  if (options_.max_decode_stall_seconds > 0 && decode_work_ > 0 && prompt_work_ > 0 &&
+      seconds - cost_.AtLeast(decode_work_) > options_.max_decode_stall_seconds) {
+    ++stalls_;
+  }
+  cost_.Observe(decode_work_ + prompt_work_, prompt_work_, seconds);
 }
 
 std::string Scheduler::CheckSequence(const Sequence& s) const {

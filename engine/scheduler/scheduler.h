@@ -15,15 +15,19 @@
 //   A step. First one token for every running sequence that decodes; then chunks of at most
 //   prefill_chunk tokens for running sequences whose prompt is not computed, in order; then
 //   waiting sequences are admitted in order, while the budget of max_batch_tokens, max_running and
-//   the KvBlocks last. Chunks of prompts whose rows are wanted are cut so that a step has at most
-//   max_rows rows, one being kept for every other sequence that may run. The head of the line is
-//   never overtaken for want of blocks. Blocks. Admission takes blocks for all current tokens, and
-//   needs room for one more token and one spare block per sequence that runs already (so that
-//   newcomers are not preempted at once). Decoding takes a block when a token needs it. Preemption.
-//   When no block is free, the running sequence with the largest rank loses its blocks and goes
-//   back to the line with its tokens; nobody is admitted in that step. The sequence with the
-//   smallest rank is therefore never preempted in favour of another, it fits the pool alone
-//   (CanEverRun), and so it finishes: by induction everyone does.
+//   the KvBlocks last. While somebody decodes, chunks are also cut so that the step takes at most
+//   max_decode_stall_seconds longer than the decodes alone, as StepCost predicts from the steps
+//   before; one prompt token a step is always computed. So the time between two tokens of a stream
+//   is at most that bound and one decoding step, and chunks fill the whole step when nobody
+//   decodes. Chunks of prompts whose rows are wanted are cut so that a step has at most max_rows
+//   rows, one being kept for every other sequence that may run. The head of the line is never
+//   overtaken for want of blocks. Blocks. Admission takes blocks for all current tokens, and needs
+//   room for one more token and one spare block per sequence that runs already (so that newcomers
+//   are not preempted at once). Decoding takes a block when a token needs it. Preemption. When no
+//   block is free, the running sequence with the largest rank loses its blocks and goes back to the
+//   line with its tokens; nobody is admitted in that step. The sequence with the smallest rank is
+//   therefore never preempted in favour of another, it fits the pool alone (CanEverRun), and so it
+//   finishes: by induction everyone does.
 //
 // Prefix cache (prefix_index.h). A full block that was computed is known by its tokens and all
 // before
@@ -57,6 +61,7 @@
 #include "engine/scheduler/kv_block_pool.h"
 #include "engine/scheduler/prefix_index.h"
 #include "engine/scheduler/sequence.h"
+#include "engine/scheduler/step_cost.h"
 
 namespace sluice {
 
@@ -70,6 +75,9 @@ struct SchedulerOptions {
                      // >= max_batch_tokens
   double ageing_seconds = 10;  // waiting this long is worth one level of priority; REQUIRED > 0
   bool prefix_cache = false;
+  // What prompts may add to a step in which somebody decodes; 0: anything.
+  double max_decode_stall_seconds = 0;
+  double attention_cost = 0;  // StepCost's `attention`
 };
 
 struct PrefixCacheStats {
@@ -103,6 +111,7 @@ struct ScheduledChunk {
 struct Batch {
   std::vector<ScheduledChunk> chunks;
   int tokens = 0;
+  int prompt_tokens = 0;                    // of them, those that are no decodes
   std::vector<SequenceId> first_scheduled;  // admitted for the first time
   std::vector<SequenceId> preempted;        // during this Schedule
 };
@@ -139,6 +148,13 @@ class Scheduler {
   // finished; they are forgotten and their blocks are free.
   void Commit(std::span<const ChunkResult> results, std::vector<SequenceEnd>* ends);
 
+  // After Commit: how long the step took, from Schedule to now. Without it no bound can be kept.
+  void ObserveStep(double seconds);
+  // Whether experts of prompts may come from disk: then chunks beside decodes grow step by step.
+  void SetOffloaded(bool offloaded) { offloaded_ = offloaded; }
+  // Steps in which prompts kept decodes waiting for longer than max_decode_stall_seconds.
+  uint64_t stalls() const { return stalls_; }
+
   bool empty() const { return sequences_.empty(); }
   int running() const { return static_cast<int>(running_.size()); }
   int waiting() const { return static_cast<int>(waiting_.size()); }  // the preempted included
@@ -160,7 +176,8 @@ class Scheduler {
   void Preempt(Sequence* sequence);
   void AdmitWaiting(int* budget);
   bool Admit(Sequence* sequence, int* budget);
-  void AddChunk(const Sequence& sequence, int count);
+  // REQUIRES: count <= ChunkTokens for a chunk of a prompt.
+  void AddChunk(const Sequence& sequence, int count, bool decode);
   // A block for one holder; forgets what it held. -1: none is free.
   int32_t TakeBlock();
   // Leading tokens of the sequence that need not be computed if they are known.
@@ -181,14 +198,19 @@ class Scheduler {
   KvBlockPool pool_;
   PrefixIndex index_;
   PrefixCacheStats prefix_stats_;
+  StepCost cost_;
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // best rank first
   std::vector<Sequence*> waiting_;  // best rank last
   Batch batch_;
-  std::vector<const Sequence*> prefilling_;  // in the step being made, beside decodes
-  std::vector<int32_t> matched_;             // of MatchPrefix
-  int prompt_rows_ = 0;                      // of one step
-  int prompt_rows_left_ = 0;                 // of the step being made
+  std::vector<const Sequence*> prefilling_;   // in the step being made, beside decodes
+  std::vector<int32_t> matched_;              // of MatchPrefix
+  int prompt_rows_ = 0;                       // of one step
+  int prompt_rows_left_ = 0;                  // of the step being made
+  double decode_work_ = 0, prompt_work_ = 0;  // of the step, in StepCost's units
+  double prompt_work_left_ = 0;               // of the step being made
+  bool offloaded_ = false;
+  uint64_t stalls_ = 0;
   bool in_step_ = false;
   uint64_t arrivals_ = 0;
 };

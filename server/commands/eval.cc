@@ -143,6 +143,7 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
   EngineOptions engine_options;
   engine_options.max_queue = a.streams;
   engine_options.max_running = a.streams;
+  engine_options.max_decode_stall_seconds = 0;
   engine_options.prefix_cache = false;
   std::unique_ptr<Engine> engine = Engine::Start(std::move(opened->model), engine_options);
   if (!a.text.empty()) {

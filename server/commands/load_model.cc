@@ -197,6 +197,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   options.max_running = config.engine.max_running;
   options.max_batch_tokens = config.engine.max_batch_tokens;
   options.prefill_chunk = config.engine.prefill_chunk;
+  options.max_decode_stall_seconds = config.engine.max_decode_stall_ms / 1000.0;
   options.prefix_cache = config.engine.prefix_cache == "on";
   served->engine = Engine::Start(std::move(*model), options,
                                  [metrics](int batch_tokens, int sequences, double step_seconds) {

@@ -61,7 +61,8 @@ struct EngineSettings {
   int max_queue = 256;
   int max_running = 64;
   int max_batch_tokens = 512;
-  int prefill_chunk = 256;
+  int prefill_chunk = 512;
+  int max_decode_stall_ms = 250;
   std::string prefix_cache = "on";
 };
 

@@ -175,6 +175,9 @@ void Metrics::Impl::AddEngine(const EngineStats& s, Snapshot& out) const {
               static_cast<double>(s.generated_tokens));
   out.Counter("sluice_preemptions_total", "Sequences put back to waiting for lack of KV memory.",
               static_cast<double>(s.preemptions));
+  out.Counter("sluice_decode_stalls_total",
+              "Steps in which prompts held decodes up for longer than max_decode_stall_ms.",
+              static_cast<double>(s.decode_stalls));
   out.Counter("sluice_prefill_seconds_total", "Prefill time summed over sequences.",
               s.prefill_seconds);
   out.Counter("sluice_decode_seconds_total", "Decode time summed over sequences.",

@@ -78,7 +78,15 @@ void RunWorkload(uint32_t seed, Totals* totals) {
   options.max_running = random.Between(1, 12);
   options.prefill_chunk = random.Between(1, 40);
   options.ageing_seconds = 0.05;
+  options.prefix_cache = !random.OneIn(4);
+  options.max_decode_stall_seconds = random.OneIn(3) ? 0 : 0.001 * random.Between(1, 30);
   CoreHarness h(fake, options);
+  // Steps of random speed: prompts are cut in all ways.
+  h.model.set_on_forward([&](std::span<const SequenceChunk> chunks) {
+    for (const SequenceChunk& chunk : chunks) {
+      h.clock.Advance(0.0001 * random.Between(1, 10) * static_cast<double>(chunk.tokens.size()));
+    }
+  });
   std::map<RequestId, Tracked> all;
   const int max_total = h.core.max_context();
   for (int step = 0; step < 150; ++step) {

@@ -1,0 +1,74 @@
+// How long a step will take, learned from the steps that ran: what lets the scheduler add as many
+// prompt tokens to a step as the decodes beside them can wait for.
+//
+// Work is counted in tokens: a token costs 1, and `attention` more for every token before it. Sizes
+// of steps fall into half octaves; each remembers how long its recent steps took, disk reads
+// included. Two properties of steps join them: more work takes longer, and it takes less than in
+// proportion (weights are read once per step, whoever needs them; an expert that two tokens need is
+// read from disk once). So a size in between costs at least what the straight line between its
+// neighbours says, and at most the smaller neighbour scaled up, or the larger one. Prompts get what
+// fits at most, the usual deviation of a size included; that ends up as a step that is seen, so the
+// sizes creep up to the bound. A step that is slower than expected by half makes every size slower,
+// until seen otherwise. What was not seen for kFreshSteps steps is not believed any more.
+//
+// The second property has a gap: the tokens of a new prompt may need experts that are on disk while
+// the tokens before it found theirs in memory. Where that can be, prompt work at most doubles from
+// one step to the next (`doubling`).
+//
+// One owner thread. Allocates nothing after construction.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace sluice {
+
+class StepCost {
+ public:
+  // `attention`: cost of one earlier token, in units of a token's other work.
+  explicit StepCost(double attention = 0) : attention_(attention) {}
+
+  // Work of `tokens` tokens of one sequence, the first at `position`.
+  double Work(int position, int tokens) const;
+  // The most tokens at `position` whose work is at most `work`; at least 0.
+  int Tokens(int position, double work) const;
+
+  // A step took `seconds`; of its work `prompt_work` was not decoding.
+  void Observe(double work, double prompt_work, double seconds);
+
+  // Seconds that a step of this work should not exceed; infinity before the first observation.
+  double AtMost(double work) const;
+  // Seconds that it takes at least, 0 before the first observation.
+  double AtLeast(double work) const;
+
+  // The most prompt work that may join a step whose decodes are `decode_work`, so that it takes at
+  // most `stall_seconds` longer than they alone. At least 1: prompts go on even where the bound is
+  // out of reach.
+  double PromptWork(double decode_work, double stall_seconds, bool doubling) const;
+
+ private:
+  static constexpr int kSizes = 64;          // half octaves: up to 2^32 tokens
+  static constexpr int kFreshSteps = 256;    // two to ten seconds of decoding
+  static constexpr double kFirstPrompt = 8;  // tokens, with doubling
+
+  struct Size {
+    double work = 0;  // averages of its recent steps
+    double seconds = 0;
+    double deviation = 0;
+    int count = 0;
+    int64_t step = 0;  // the last one
+  };
+  bool Fresh(const Size& size) const {
+    return size.count > 0 && steps_ - size.step < kFreshSteps;
+  }
+  // The nearest fresh sizes with at most and with more than this work; null: none.
+  void Neighbours(double work, const Size** below, const Size** above) const;
+
+  const double attention_;
+  std::array<Size, kSizes> sizes_;
+  int64_t steps_ = 0;
+  double last_prompt_work_ = 0;
+  int64_t last_prompt_step_ = -kFreshSteps;
+};
+
+}  // namespace sluice
