@@ -19,7 +19,6 @@ class ThreadedEngine final : public Engine {
  public:
   ThreadedEngine(std::unique_ptr<Model> model, const EngineOptions& options, StepObserver observer)
       : model_(std::move(model)),
-        max_queue_(options.max_queue),
         core_(model_.get(), options, &clock_, std::move(observer)),
         thread_([this] { Run(); }) {}
 
@@ -39,9 +38,11 @@ class ThreadedEngine final : public Engine {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (draining_) return Unavailable("the server is draining: it takes no new requests");
-      if (!core_.Reserve()) {
-        return ResourceExhausted("the queue is full: " + std::to_string(max_queue_) +
-                                 " requests wait already; try again later");
+      if (!core_.Reserve(static_cast<int64_t>(request.prompt.size()))) {
+        const EngineStats stats = core_.Stats();
+        return ResourceExhausted("the queue is full: " + std::to_string(stats.queued_requests) +
+                                 " requests with " + std::to_string(stats.queued_tokens) +
+                                 " prompt tokens wait already; try again later");
       }
       id = next_id_++;
       submissions_.push_back({id, std::move(request), std::move(sink), clock_.Now()});
@@ -141,7 +142,6 @@ class ThreadedEngine final : public Engine {
 
   const SteadyClock clock_;
   const std::unique_ptr<Model> model_;
-  const int max_queue_;
   EngineCore core_;  // the engine thread's, but for its functions for any thread
 
   mutable std::mutex mutex_;

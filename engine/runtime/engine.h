@@ -37,7 +37,8 @@ struct GenerationRequest {
   int logprobs = -1;         // -1: none; n >= 0: the chosen token's and the top n, at most
                              // kMaxTopLogprobs
   int prompt_logprobs = -1;  // the same for prompt tokens
-  int priority = 0;          // higher runs first; equal: first come
+  int priority = 0;          // higher runs first among its account's; equal: first come
+  int account = 0;           // whose share it uses: an index of EngineOptions::account_weights
 };
 
 // One generated (or prompt) token. Log-probabilities are the model's own: log-softmax of the raw
@@ -84,11 +85,14 @@ class OutputSink {
 };
 
 struct EngineOptions {
-  int max_queue = 256;         // requests waiting to be admitted
-  int max_running = 64;        // sequences in the running set
-  int max_batch_tokens = 512;  // token budget of one step
-  int prefill_chunk = 512;     // most prefill tokens of one sequence in one step
-  double ageing_seconds = 10;  // waiting this long is worth one level of priority
+  int max_queue = 256;           // requests waiting to be admitted
+  int64_t max_queue_tokens = 0;  // of their prompts, together; 0: any number
+  int max_running = 64;          // sequences in the running set
+  int max_batch_tokens = 512;    // token budget of one step
+  int prefill_chunk = 512;       // most prefill tokens of one sequence in one step
+  double ageing_seconds = 10;    // waiting this long is worth one level of priority
+  // Accounts that have work share the engine's tokens in these proportions (scheduler.h).
+  std::vector<double> account_weights = {1};
   // Requests that begin alike compute their beginning once (scheduler.h); changes no token.
   bool prefix_cache = true;
   // What prompts may add to a step in which others decode (scheduler.h); 0: anything.
@@ -99,6 +103,10 @@ struct EngineOptions {
 struct EngineStats {
   int running = 0;
   int waiting = 0;
+  int queued_requests = 0;    // that never ran, those not yet seen by the engine thread included
+  int64_t queued_tokens = 0;  // of their prompts
+  // Requests that began per second, of late and while some had to wait; 0: none had to.
+  double begun_per_second = 0;
   int kv_blocks_total = 0;
   int kv_blocks_used = 0;    // by running sequences
   int kv_blocks_cached = 0;  // by nobody, kept for sequences that begin alike until they are needed
@@ -119,6 +127,10 @@ struct EngineStats {
   // Null: every expert is resident. A snapshot, some hundreds of milliseconds old at most.
   std::shared_ptr<const ExpertTierStats> expert_tiers;
 };
+
+// Seconds until those that wait now will have begun, at the rate of late: what Retry-After says. At
+// least 1, at most 600.
+int RetryAfterSeconds(const EngineStats& stats);
 
 // Called once per step on the engine thread with that step's token count, for histograms. May be
 // empty.

@@ -1,6 +1,7 @@
 #include "engine/runtime/engine_core.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "engine/base/check.h"
@@ -10,6 +11,8 @@ namespace {
 
 // A snapshot of the tiers costs copies: not for every step.
 constexpr std::chrono::milliseconds kTiersAge{200};
+
+constexpr double kRateHalfLifeSeconds = 20;
 
 double Seconds(TimePoint from, TimePoint to) {
   return std::chrono::duration<double>(to - from).count();
@@ -50,6 +53,7 @@ SchedulerOptions ForScheduler(const EngineOptions& options, const Model& loaded)
   s.prefill_chunk = options.prefill_chunk;
   s.ageing_seconds = options.ageing_seconds;
   s.max_rows = model.max_logit_rows;
+  s.account_weights = options.account_weights;
   s.prefix_cache = options.prefix_cache;
   s.max_decode_stall_seconds = options.max_decode_stall_seconds;
   s.attention_cost = AttentionCost(loaded);
@@ -123,6 +127,10 @@ EngineCore::EngineCore(Model* model, const EngineOptions& options, const Clock* 
 
 Result<> EngineCore::Validate(const GenerationRequest& request) const {
   if (request.prompt.empty()) return InvalidArgument("the prompt must have at least one token");
+  if (request.account < 0 ||
+      static_cast<size_t>(request.account) >= options_.account_weights.size()) {
+    return InvalidArgument("account " + std::to_string(request.account) + " does not exist");
+  }
   if (request.max_tokens < 0) return InvalidArgument("max_tokens must be at least 0");
   if (request.min_tokens < 0) return InvalidArgument("min_tokens must be at least 0");
   if (request.min_tokens > request.max_tokens) {
@@ -156,13 +164,25 @@ Result<> EngineCore::Validate(const GenerationRequest& request) const {
   return ValidateSampling(request.sampling, vocab_);
 }
 
-bool EngineCore::Reserve() {
+bool EngineCore::Reserve(int64_t prompt_tokens) {
   int taken = queued_.load(std::memory_order_relaxed);
   do {
     if (taken >= options_.max_queue) return false;
   } while (!queued_.compare_exchange_weak(taken, taken + 1, std::memory_order_relaxed));
+  const int64_t before = queued_tokens_.fetch_add(prompt_tokens, std::memory_order_relaxed);
+  if (options_.max_queue_tokens > 0 && before > 0 &&
+      before + prompt_tokens > options_.max_queue_tokens) {
+    queued_tokens_.fetch_sub(prompt_tokens, std::memory_order_relaxed);
+    queued_.fetch_sub(1, std::memory_order_relaxed);
+    return false;
+  }
   unfinished_.fetch_add(1, std::memory_order_relaxed);
   return true;
+}
+
+void EngineCore::GiveBackPlace(const Active& active) {
+  queued_.fetch_sub(1, std::memory_order_relaxed);
+  queued_tokens_.fetch_sub(active.prompt_tokens, std::memory_order_relaxed);
 }
 
 EngineCore::Active& EngineCore::Find(RequestId id) {
@@ -181,6 +201,7 @@ void EngineCore::Add(RequestId id, GenerationRequest request, std::shared_ptr<Ou
     spec.ending_ids.insert(spec.ending_ids.end(), eos_ids_.begin(), eos_ids_.end());
   }
   spec.priority = request.priority;
+  spec.account = request.account;
   spec.prompt_rows = request.prompt_logprobs >= 0;
   spec.arrival = submitted;
   const auto [it, added] =
@@ -207,6 +228,7 @@ void EngineCore::CancelAll() {
 bool EngineCore::Step() {
   if (scheduler_.empty()) return false;
   const TimePoint begin = clock_->Now();
+  const bool waited = scheduler_.waiting() > 0;
   const Batch& batch = scheduler_.Schedule();
   NoteSchedule(batch, begin);
 
@@ -228,6 +250,11 @@ bool EngineCore::Step() {
   const TimePoint end = clock_->Now();
   const double seconds = Seconds(begin, end);
   scheduler_.ObserveStep(seconds);
+  if (waited) {
+    const double kept = std::exp2(-seconds / kRateHalfLifeSeconds);
+    begun_ = kept * begun_ + static_cast<double>(batch.first_scheduled.size());
+    begun_seconds_ = kept * begun_seconds_ + seconds;
+  }
   const ForwardStats& forward = model_->last_stats();
   ++stats_.steps;
   stats_.step_seconds += seconds;
@@ -273,7 +300,7 @@ void EngineCore::NoteSchedule(const Batch& batch, TimePoint now) {
     Active& active = Find(id);
     active.scheduled = true;
     active.scheduled_at = now;
-    queued_.fetch_sub(1, std::memory_order_relaxed);
+    GiveBackPlace(active);
   }
   for (SequenceId id : batch.preempted) {
     ++Find(id).preemptions;
@@ -413,7 +440,7 @@ void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, T
       ++stats_.finished_error;
       break;
   }
-  if (!active.scheduled) queued_.fetch_sub(1, std::memory_order_relaxed);
+  if (!active.scheduled) GiveBackPlace(active);
   Publish();
   CallOnFinish(active.sink.get(), std::move(finish));
   active.sink.reset();
@@ -421,6 +448,7 @@ void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, T
 }
 
 void EngineCore::Publish() {
+  stats_.begun_per_second = begun_seconds_ > 0 ? begun_ / begun_seconds_ : 0;
   stats_.running = scheduler_.running();
   stats_.waiting = scheduler_.waiting();
   stats_.kv_blocks_total = scheduler_.pool().total();
@@ -436,8 +464,21 @@ void EngineCore::Publish() {
 }
 
 EngineStats EngineCore::Stats() const {
-  std::lock_guard<std::mutex> lock(published_mutex_);
-  return published_;
+  EngineStats stats;
+  {
+    std::lock_guard<std::mutex> lock(published_mutex_);
+    stats = published_;
+  }
+  stats.queued_requests = queued_.load(std::memory_order_relaxed);
+  stats.queued_tokens = queued_tokens_.load(std::memory_order_relaxed);
+  return stats;
+}
+
+int RetryAfterSeconds(const EngineStats& stats) {
+  constexpr double kLeast = 1, kMost = 600;
+  if (stats.begun_per_second <= 0) return static_cast<int>(kLeast);
+  const double seconds = stats.queued_requests / stats.begun_per_second;
+  return static_cast<int>(std::ceil(std::clamp(seconds, kLeast, kMost)));
 }
 
 std::string EngineCore::CheckInvariants() const {

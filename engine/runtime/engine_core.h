@@ -30,16 +30,17 @@ class EngineCore {
 
   // Any thread. kInvalidArgument, with the counts or the field, when the request can never run.
   Result<> Validate(const GenerationRequest& request) const;
-  // Any thread. Takes a place among those that wait to be scheduled for the first time; false when
-  // max_queue places are taken. The place is given back by the first scheduling or the end.
-  [[nodiscard]] bool Reserve();
+  // Any thread. Takes a place among those that wait to be scheduled for the first time, for a
+  // prompt of so many tokens; false when max_queue places or (unless nobody waits) max_queue_tokens
+  // are taken. The place is given back by the first scheduling or the end.
+  [[nodiscard]] bool Reserve(int64_t prompt_tokens);
   // Any thread. No place is reserved and no request unfinished.
   bool Idle() const { return unfinished_.load(std::memory_order_acquire) == 0; }
   // Any thread.
   int max_context() const { return max_context_; }
   EngineStats Stats() const;
 
-  // REQUIRES: Validate passed, Reserve gave a place, the id is new.
+  // REQUIRES: Validate passed, Reserve gave a place for this prompt, the id is new.
   void Add(RequestId id, GenerationRequest request, std::shared_ptr<OutputSink> sink,
            TimePoint submitted);
   // Frees the request's KvBlocks and ends it in OnFinish(kCancelled); nothing for an unknown id.
@@ -78,6 +79,7 @@ class EngineCore {
   };
 
   Active& Find(RequestId id);
+  void GiveBackPlace(const Active& active);
   void NoteSchedule(const Batch& batch, TimePoint now);
   std::span<const float> RunModel(const Batch& batch);
   // Fills results_[i] and outputs_[i] from the chunk's rows.
@@ -114,7 +116,12 @@ class EngineCore {
   SamplerScratch sampler_scratch_;
   LogprobScratch logprob_scratch_;
 
-  std::atomic<int> queued_{0};      // places of Reserve
+  // What begun_per_second is made of: sums over the steps that began while somebody waited, halved
+  // about every twenty seconds.
+  double begun_ = 0, begun_seconds_ = 0;
+
+  std::atomic<int> queued_{0};  // places of Reserve
+  std::atomic<int64_t> queued_tokens_{0};
   std::atomic<int> unfinished_{0};  // reserved and OnFinish not yet returned
 
   mutable std::mutex published_mutex_;

@@ -9,19 +9,9 @@
 namespace sluice {
 namespace {
 
-bool ServedBefore(const Sequence* a, const Sequence* b) {
-  return a->rank < b->rank || (a->rank == b->rank && a->arrival_number < b->arrival_number);
-}
-
-bool ServedAfter(const Sequence* a, const Sequence* b) { return ServedBefore(b, a); }
-
 template <class Order>
 void InsertSorted(std::vector<Sequence*>* line, Sequence* sequence, Order order) {
   line->insert(std::upper_bound(line->begin(), line->end(), sequence, order), sequence);
-}
-
-std::string About(const Sequence& sequence, const char* what) {
-  return "sequence " + std::to_string(sequence.spec.id) + " " + what;
 }
 
 }  // namespace
@@ -39,6 +29,11 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   prompt_rows_ = all_rows ? options.max_batch_tokens : options.max_rows - options.max_running;
   SLUICE_CHECK(prompt_rows_ > 0, "prompts whose rows are wanted must get on");
   running_.reserve(static_cast<size_t>(options.max_running));
+  SLUICE_CHECK(!options.account_weights.empty(), "everyone has an account");
+  for (double weight : options.account_weights) {
+    SLUICE_CHECK(weight > 0);
+    accounts_.emplace_back().weight = weight;
+  }
 }
 
 int Scheduler::BlocksFor(int64_t tokens) const {
@@ -57,6 +52,7 @@ const Sequence* Scheduler::Find(SequenceId id) const {
 void Scheduler::Add(SequenceSpec spec) {
   SLUICE_CHECK(!in_step_ && !spec.prompt.empty() && spec.max_tokens >= 0);
   SLUICE_CHECK(CanEverRun(static_cast<int64_t>(spec.prompt.size()), spec.max_tokens));
+  SLUICE_CHECK(spec.account >= 0 && static_cast<size_t>(spec.account) < accounts_.size());
   auto sequence = std::make_unique<Sequence>();
   const double arrival = std::chrono::duration<double>(spec.arrival.time_since_epoch()).count();
   sequence->rank = arrival - static_cast<double>(spec.priority) * options_.ageing_seconds;
@@ -67,6 +63,18 @@ void Scheduler::Add(SequenceSpec spec) {
   const auto [it, added] = sequences_.try_emplace(sequence->spec.id, std::move(sequence));
   SLUICE_CHECK(added, "sequence ids are unique");
   InsertSorted(&waiting_, it->second.get(), ServedAfter);
+  Account& owner = account(*it->second);
+  if (owner.sequences++ > 0) return;
+  double least = std::numeric_limits<double>::infinity();
+  for (const Account& other : accounts_) {
+    if (other.sequences > 0 && &other != &owner) least = std::min(least, other.served);
+  }
+  if (least < std::numeric_limits<double>::infinity()) owner.served = std::max(owner.served, least);
+}
+
+int Scheduler::BlocksToCome(const Sequence& sequence) const {
+  const int64_t most = sequence.prompt_size + static_cast<int64_t>(sequence.spec.max_tokens);
+  return BlocksFor(most) - static_cast<int>(sequence.blocks.size());
 }
 
 bool Scheduler::Cancel(SequenceId id) {
@@ -80,6 +88,8 @@ bool Scheduler::Cancel(SequenceId id) {
 void Scheduler::ReleaseBlocks(Sequence* sequence) {
   // Backwards, so that the free stack hands them out again in the order of the sequence, and of
   // those kept the last one of a prefix is forgotten first.
+  if (sequence->promised) promised_ -= BlocksToCome(*sequence);
+  sequence->promised = false;
   for (size_t i = sequence->blocks.size(); i-- > 0;) pool_.Release(sequence->blocks[i]);
   sequence->blocks.clear();
   sequence->computed = 0;
@@ -88,13 +98,17 @@ void Scheduler::ReleaseBlocks(Sequence* sequence) {
 
 void Scheduler::Remove(Sequence* sequence) {
   ReleaseBlocks(sequence);
-  std::erase(sequence->state == SequenceState::kRunning ? running_ : waiting_, sequence);
+  const bool runs = sequence->state == SequenceState::kRunning;
+  std::erase(runs ? running_ : waiting_, sequence);
+  account(*sequence).running -= runs;
+  --account(*sequence).sequences;
   sequences_.erase(sequence->spec.id);
 }
 
 void Scheduler::Preempt(Sequence* sequence) {
-  SLUICE_CHECK(running_.back() == sequence);
-  running_.pop_back();
+  SLUICE_CHECK(!sequence->promised, "it may not be preempted again");
+  std::erase(running_, sequence);
+  --account(*sequence).running;
   ReleaseBlocks(sequence);
   sequence->state = SequenceState::kPreempted;
   ++sequence->preemptions;
@@ -102,16 +116,43 @@ void Scheduler::Preempt(Sequence* sequence) {
   batch_.preempted.push_back(sequence->spec.id);
 }
 
+bool Scheduler::LessServed(const Account& a, const Account& b) {
+  if (a.served != b.served) return a.served < b.served;
+  return a.running / a.weight < b.running / b.weight;
+}
+
+Sequence* Scheduler::Victim() {
+  Sequence* victim = nullptr;
+  double most = -1;
+  for (const Account& candidate : accounts_) {
+    if (candidate.running == 0) continue;
+    size_t blocks = 0;
+    Sequence* last = nullptr;
+    for (Sequence* sequence : running_) {
+      if (&account(*sequence) != &candidate) continue;
+      blocks += sequence->blocks.size();
+      if (!sequence->promised) last = sequence;  // in order of rank
+    }
+    const double held = static_cast<double>(blocks) / candidate.weight;
+    if (last == nullptr || held < most) continue;
+    if (held == most && ServedAfter(victim, last)) continue;
+    victim = last;
+    most = held;
+  }
+  SLUICE_CHECK(victim != nullptr, "who grows without a promise can give way itself");
+  return victim;
+}
+
 // False when the sequence itself had to give way.
 bool Scheduler::Grow(Sequence* sequence) {
   const auto needed = static_cast<size_t>(BlocksFor(sequence->size()));
   while (sequence->blocks.size() < needed) {
-    const int32_t block = TakeBlock();
-    if (block >= 0) {
-      sequence->blocks.push_back(block);
+    if (sequence->promised || pool_.free() > promised_) {
+      sequence->blocks.push_back(TakeBlock());
+      promised_ -= sequence->promised;
       continue;
     }
-    Sequence* victim = running_.back();
+    Sequence* victim = Victim();
     Preempt(victim);
     if (victim == sequence) return false;
   }
@@ -155,6 +196,7 @@ void Scheduler::AddChunk(const Sequence& sequence, int count, bool decode) {
   }
   chunk.cached_tokens = sequence.cached;
   batch_.tokens += count;
+  account(sequence).served += count / account(sequence).weight;
   const double work = cost_.Work(sequence.computed, count);
   if (decode) {
     decode_work_ += work;
@@ -166,132 +208,140 @@ void Scheduler::AddChunk(const Sequence& sequence, int count, bool decode) {
   prefilling_.push_back(&sequence);
 }
 
-int32_t Scheduler::TakeBlock() {
-  const int32_t block = pool_.Allocate();
-  if (block < 0 || !index_.Contains(block)) return block;
-  index_.Erase(block);
-  ++prefix_stats_.evicted_blocks;
-  return block;
+int Scheduler::BlocksMissing(const Sequence& sequence) const {
+  const bool again = sequence.preemptions > 0;
+  const int64_t most = sequence.prompt_size + static_cast<int64_t>(sequence.spec.max_tokens);
+  const int64_t tokens = again ? most : std::min<int64_t>(sequence.size() + 1, most);
+  const auto idle = std::count_if(matched_.begin(), matched_.end(),
+                                  [this](int32_t block) { return pool_.references(block) == 0; });
+  const auto spare = std::count_if(running_.begin(), running_.end(),
+                                   [](const Sequence* s) { return !s->promised; });
+  const int needed = BlocksFor(tokens) - static_cast<int>(matched_.size());
+  return needed + static_cast<int>(spare + idle) - (pool_.free() - promised_);
 }
 
-int Scheduler::MostCached(const Sequence& sequence) const {
-  if (!options_.prefix_cache) return 0;
-  // The last token is computed for its row, and so is every token whose row is still wanted.
-  const bool rows =
-      sequence.spec.prompt_rows && sequence.prompt_rows_done < sequence.prompt_size - 1;
-  return rows ? sequence.prompt_rows_done : sequence.size() - 1;
-}
-
-void Scheduler::MatchPrefix(const Sequence& sequence) {
-  matched_.clear();
-  const auto block_tokens = static_cast<size_t>(options_.block_tokens);
-  const size_t most = static_cast<size_t>(MostCached(sequence)) / block_tokens;
-  auto at = static_cast<size_t>(sequence.indexed);
-  int32_t parent = at == 0 ? -1 : sequence.blocks[at - 1];
-  for (; at < most; ++at) {
-    const auto tokens = std::span(sequence.tokens).subspan(at * block_tokens, block_tokens);
-    const int32_t block = index_.Find(sequence.spec.prefix_key, parent, tokens);
-    if (block < 0) return;
-    matched_.push_back(block);
-    parent = block;
+// The waiting account that was served least gets a place and blocks from accounts that run more
+// for their weight than it would: so many sequences are preempted, last in rank first, or none.
+void Scheduler::MakeRoom() {
+  if (accounts_.size() == 1 || waiting_.empty()) return;
+  const Sequence* head = nullptr;
+  for (size_t i = waiting_.size(); i-- > 0;) {
+    const Sequence* sequence = waiting_[i];
+    if (head == nullptr || LessServed(account(*sequence), account(*head))) head = sequence;
   }
-}
-
-void Scheduler::TakeMatched(Sequence* sequence) {
-  for (int32_t block : matched_) {
-    const auto at = static_cast<size_t>(sequence->indexed);
-    pool_.AddReference(block);
-    if (at < sequence->blocks.size()) {
-      pool_.Release(sequence->blocks[at]);
-      sequence->blocks[at] = block;
-    } else {
-      sequence->blocks.push_back(block);
-    }
-    const int end = ++sequence->indexed * options_.block_tokens;
-    if (sequence->preemptions == 0) {
-      const int hit = std::min(end, sequence->prompt_size) -
-                      std::min(sequence->computed, sequence->prompt_size);
-      sequence->cached += hit;
-      prefix_stats_.hit_tokens += static_cast<uint64_t>(hit);
-    }
-    sequence->computed = end;
+  Account& owner = account(*head);
+  MatchPrefix(*head);
+  int missing = BlocksMissing(*head);
+  bool place = running() < options_.max_running;
+  if (missing <= 0 && place) return;
+  const double share = (owner.running + 1) / owner.weight;
+  for (Account& other : accounts_) other.next = 0;  // preempted so far
+  victims_.clear();
+  for (size_t i = running_.size(); i-- > 0 && (missing > 0 || !place);) {
+    Sequence* sequence = running_[i];
+    Account& other = account(*sequence);
+    const int left = other.running - static_cast<int>(other.next) - 1;
+    if (sequence->promised || &other == &owner || left / other.weight < share) continue;
+    ++other.next;
+    place = true;
+    missing -= 1 + static_cast<int>(std::count_if(
+                       sequence->blocks.begin(), sequence->blocks.end(),
+                       [this](int32_t block) { return pool_.references(block) == 1; }));
+    victims_.push_back(sequence);
   }
-}
-
-bool Scheduler::IsBeingComputed(const Sequence& sequence, std::span<const int32_t> blocks) const {
-  const auto block_tokens = static_cast<size_t>(options_.block_tokens);
-  const size_t begin = blocks.size() * block_tokens;
-  if (begin + block_tokens > static_cast<size_t>(MostCached(sequence))) return false;
-  const auto wanted = std::span(sequence.tokens).subspan(begin, block_tokens);
-  return std::any_of(prefilling_.begin(), prefilling_.end(), [&](const Sequence* other) {
-    if (other->spec.prefix_key != sequence.spec.prefix_key) return false;
-    if (static_cast<size_t>(other->indexed) != blocks.size()) return false;
-    if (!blocks.empty() && other->blocks[blocks.size() - 1] != blocks.back()) return false;
-    if (begin + block_tokens > other->tokens.size()) return false;
-    const auto theirs = std::span(other->tokens).subspan(begin, block_tokens);
-    return std::equal(wanted.begin(), wanted.end(), theirs.begin());
-  });
-}
-
-void Scheduler::IndexBlocks(Sequence* sequence) {
-  if (!options_.prefix_cache) return;
-  const auto block_tokens = static_cast<size_t>(options_.block_tokens);
-  const auto full = static_cast<size_t>(sequence->computed) / block_tokens;
-  for (auto at = static_cast<size_t>(sequence->indexed); at < full; ++at) {
-    const int32_t parent = at == 0 ? -1 : sequence->blocks[at - 1];
-    const auto tokens = std::span(sequence->tokens).subspan(at * block_tokens, block_tokens);
-    int32_t& block = sequence->blocks[at];
-    const int32_t known = index_.Find(sequence->spec.prefix_key, parent, tokens);
-    if (known < 0) {
-      index_.Insert(sequence->spec.prefix_key, parent, tokens, block);
-      pool_.Keep(block);
-    } else {
-      pool_.AddReference(known);
-      pool_.Release(block);
-      block = known;
-    }
-    ++sequence->indexed;
-  }
+  if (missing > 0 || !place) return;
+  for (Sequence* sequence : victims_) Preempt(sequence);
 }
 
 // False when nobody behind it may be admitted in this step either.
 bool Scheduler::Admit(Sequence* sequence, int* budget) {
+  if (running() >= options_.max_running) return false;
   MatchPrefix(*sequence);
   if (IsBeingComputed(*sequence, matched_)) return true;
-  const auto idle = std::count_if(matched_.begin(), matched_.end(),
-                                  [this](int32_t block) { return pool_.references(block) == 0; });
-  const int64_t most = sequence->prompt_size + static_cast<int64_t>(sequence->spec.max_tokens);
-  const int needed =
-      BlocksFor(std::min<int64_t>(sequence->size() + 1, most)) - static_cast<int>(matched_.size());
-  if (pool_.free() - static_cast<int>(idle) < needed + running()) return false;
-  const bool first = sequence->state == SequenceState::kWaiting;
+  if (BlocksMissing(*sequence) > 0) return false;
   const int known = static_cast<int>(matched_.size()) * options_.block_tokens;
   const int count = ChunkTokens(*sequence, known, *budget);
   if (count == 0) return false;
-  if (first) {
+  if (sequence->state == SequenceState::kWaiting) {
     batch_.first_scheduled.push_back(sequence->spec.id);
     if (options_.prefix_cache) {
       prefix_stats_.queried_tokens += static_cast<uint64_t>(sequence->prompt_size);
     }
   }
   std::erase(waiting_, sequence);
+  ++account(*sequence).running;
   sequence->state = SequenceState::kRunning;
   TakeMatched(sequence);
   const auto blocks = static_cast<size_t>(BlocksFor(sequence->size()));
   while (sequence->blocks.size() < blocks) sequence->blocks.push_back(TakeBlock());
+  sequence->promised = sequence->preemptions > 0;
+  if (sequence->promised) promised_ += BlocksToCome(*sequence);
   InsertSorted(&running_, sequence, ServedBefore);
   AddChunk(*sequence, count, /*decode=*/false);
   *budget -= count;
   return true;
 }
 
-void Scheduler::AdmitWaiting(int* budget) {
-  // Who is admitted leaves the line: what is behind moves up.
-  for (size_t behind = 0; behind < waiting_.size();) {
-    if (*budget == 0 || running() >= options_.max_running) return;
-    const size_t before = waiting_.size();
-    if (!Admit(waiting_[before - 1 - behind], budget)) return;
-    if (waiting_.size() == before) ++behind;
+bool Scheduler::Decode() {
+  const size_t before = batch_.preempted.size();
+  // Who grows may preempt who has grown: chunks are made when all have.
+  for (size_t i = 0; i < running_.size();) {
+    Sequence* sequence = running_[i];
+    if (sequence->computed + 1 == sequence->size()) Grow(sequence);
+    // Sequences before it may be gone, and so may itself.
+    i = static_cast<size_t>(
+        std::upper_bound(running_.begin(), running_.end(), sequence, ServedBefore) -
+        running_.begin());
+  }
+  for (const Sequence* sequence : running_) {
+    if (sequence->computed + 1 == sequence->size()) AddChunk(*sequence, 1, /*decode=*/true);
+  }
+  return batch_.preempted.size() == before;
+}
+
+void Scheduler::GoOn(Sequence* sequence, int* budget) {
+  if (options_.prefix_cache && sequence->computed < sequence->prompt_size) {
+    MatchPrefix(*sequence);
+    TakeMatched(sequence);
+    const auto indexed = static_cast<size_t>(sequence->indexed);
+    if (IsBeingComputed(*sequence, std::span(sequence->blocks).first(indexed))) return;
+  }
+  const int count = ChunkTokens(*sequence, sequence->computed, *budget);
+  if (count == 0) return;
+  AddChunk(*sequence, count, /*decode=*/false);
+  *budget -= count;
+}
+
+void Scheduler::AddPrompts(bool admit) {
+  for (Account& each : accounts_) {
+    each.candidates.clear();
+    each.next = 0;
+  }
+  for (Sequence* sequence : running_) {
+    if (sequence->computed + 1 < sequence->size()) {
+      account(*sequence).candidates.push_back(sequence);
+    }
+  }
+  for (size_t i = waiting_.size(); i-- > 0;) {
+    account(*waiting_[i]).candidates.push_back(waiting_[i]);
+  }
+  const auto goes_before = [](const Account& a, const Account& b) {
+    if (LessServed(a, b) || LessServed(b, a)) return LessServed(a, b);
+    return ServedBefore(a.candidates[a.next], b.candidates[b.next]);
+  };
+  for (int budget = options_.max_batch_tokens - batch_.tokens; budget > 0;) {
+    Account* first = nullptr;
+    for (Account& each : accounts_) {
+      if (each.next == each.candidates.size()) continue;
+      if (first == nullptr || goes_before(each, *first)) first = &each;
+    }
+    if (first == nullptr) return;
+    Sequence* sequence = first->candidates[first->next++];
+    if (sequence->state == SequenceState::kRunning) {
+      GoOn(sequence, &budget);
+    } else if (admit) {
+      admit = Admit(sequence, &budget);
+    }
   }
 }
 
@@ -304,35 +354,13 @@ const Batch& Scheduler::Schedule() {
   decode_work_ = prompt_work_ = 0;
   prefilling_.clear();
   prompt_rows_left_ = prompt_rows_;
-  // A victim always has a larger rank than the sequence that grows, so it is behind `i` and not yet
-  // in the batch.
-  for (size_t i = 0; i < running_.size(); ++i) {
-    Sequence* sequence = running_[i];
-    if (sequence->computed + 1 != sequence->size()) continue;
-    if (!Grow(sequence)) break;
-    AddChunk(*sequence, 1, /*decode=*/true);
-  }
+  MakeRoom();
+  const bool admit = Decode();
   const bool bounded = options_.max_decode_stall_seconds > 0 && decode_work_ > 0;
   prompt_work_left_ =
       bounded ? cost_.PromptWork(decode_work_, options_.max_decode_stall_seconds, offloaded_)
               : std::numeric_limits<double>::infinity();
-  int budget = options_.max_batch_tokens - batch_.tokens;
-  for (Sequence* sequence : running_) {
-    const int left = sequence->size() - sequence->computed;
-    if (left == 1) continue;
-    if (budget == 0) break;
-    if (options_.prefix_cache && sequence->computed < sequence->prompt_size) {
-      MatchPrefix(*sequence);
-      TakeMatched(sequence);
-      const auto indexed = static_cast<size_t>(sequence->indexed);
-      if (IsBeingComputed(*sequence, std::span(sequence->blocks).first(indexed))) continue;
-    }
-    const int count = ChunkTokens(*sequence, sequence->computed, budget);
-    if (count == 0) continue;
-    AddChunk(*sequence, count, /*decode=*/false);
-    budget -= count;
-  }
-  if (batch_.preempted.empty()) AdmitWaiting(&budget);
+  AddPrompts(admit);
   SLUICE_CHECK(!batch_.chunks.empty() || sequences_.empty(), "someone waits and nothing runs");
   in_step_ = !batch_.chunks.empty();
   return batch_;
@@ -375,65 +403,6 @@ void Scheduler::ObserveStep(double seconds) {
     ++stalls_;
   }
   cost_.Observe(decode_work_ + prompt_work_, prompt_work_, seconds);
-}
-
-std::string Scheduler::CheckSequence(const Sequence& s) const {
-  const bool runs = s.state == SequenceState::kRunning;
-  const auto& line = runs ? running_ : waiting_;
-  if (std::count(line.begin(), line.end(), &s) != 1) return About(s, "is not in its line once");
-  if (s.prompt_size < 1 || s.prompt_size > s.size()) return About(s, "lost its prompt");
-  if (s.generated() > s.spec.max_tokens) return About(s, "generated more than max_tokens");
-  if (s.state == SequenceState::kWaiting && s.generated() != 0) return About(s, "ran unseen");
-  if (!runs) {
-    if (!s.blocks.empty()) return About(s, "does not run but holds blocks");
-    if (s.computed != 0) return About(s, "does not run but counts computed tokens");
-    return {};
-  }
-  const int full = options_.prefix_cache ? s.computed / options_.block_tokens : 0;
-  if (s.indexed != full) return About(s, "has full blocks that are not indexed");
-  for (int i = 0; i < s.indexed; ++i) {
-    const int32_t parent = i == 0 ? -1 : s.blocks[static_cast<size_t>(i - 1)];
-    const auto tokens = std::span(s.tokens).subspan(static_cast<size_t>(i * options_.block_tokens),
-                                                    static_cast<size_t>(options_.block_tokens));
-    if (index_.Find(s.spec.prefix_key, parent, tokens) != s.blocks[static_cast<size_t>(i)]) {
-      return About(s, "holds a block under another name than its tokens");
-    }
-  }
-  if (s.computed < 0 || s.computed >= s.size()) return About(s, "runs with nothing to compute");
-  const auto held = static_cast<int>(s.blocks.size());
-  if (held < BlocksFor(s.size() - 1)) return About(s, "runs without blocks for its tokens");
-  if (held > BlocksFor(s.size())) return About(s, "holds blocks that it does not need");
-  return {};
-}
-
-std::string Scheduler::CheckInvariants() const {
-  if (std::string wrong = pool_.CheckInvariants(); !wrong.empty()) return wrong;
-  if (std::string wrong = index_.CheckInvariants(); !wrong.empty()) return wrong;
-  if (in_step_) return "a step is open";
-  std::vector<int> holders(static_cast<size_t>(pool_.total()), 0);
-  for (const auto& [id, sequence] : sequences_) {
-    if (id != sequence->spec.id) return "a sequence is filed under another id";
-    if (std::string wrong = CheckSequence(*sequence); !wrong.empty()) return wrong;
-    for (int32_t block : sequence->blocks) {
-      if (block < 0 || block >= pool_.total()) return About(*sequence, "holds no real block");
-      ++holders[static_cast<size_t>(block)];
-    }
-  }
-  for (int32_t block = 0; block < pool_.total(); ++block) {
-    if (pool_.kept(block) != index_.Contains(block)) {
-      return "block " + std::to_string(block) + " is kept without a name, or named and not kept";
-    }
-    if (holders[static_cast<size_t>(block)] != pool_.references(block)) {
-      return "block " + std::to_string(block) + " has " +
-             std::to_string(holders[static_cast<size_t>(block)]) + " holders but counts " +
-             std::to_string(pool_.references(block));
-    }
-  }
-  if (running_.size() + waiting_.size() != sequences_.size()) return "a line holds a stranger";
-  if (running() > options_.max_running) return "more sequences run than max_running";
-  if (!std::is_sorted(running_.begin(), running_.end(), ServedBefore)) return "running: disorder";
-  if (!std::is_sorted(waiting_.begin(), waiting_.end(), ServedAfter)) return "waiting: disorder";
-  return {};
 }
 
 }  // namespace sluice

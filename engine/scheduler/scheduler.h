@@ -7,46 +7,86 @@
 //   ... Forward and sample, one ChunkResult per chunk ...
 //   scheduler.Commit(results, &ends);
 //
-// Policy
-//   Order. A sequence's rank is arrival - priority * ageing, in seconds; the smaller rank is
-//   served first, equal ranks in order of arrival. All who wait age alike, so the order of two
-//   sequences never changes, and one with a priority lower by p is overtaken only by those that
-//   arrive within p * ageing after it: nobody starves.
-//   A step. First one token for every running sequence that decodes; then chunks of at most
-//   prefill_chunk tokens for running sequences whose prompt is not computed, in order; then
-//   waiting sequences are admitted in order, while the budget of max_batch_tokens, max_running and
-//   the KvBlocks last. While somebody decodes, chunks are also cut so that the step takes at most
+// Order
+//   Within one account (an API key) a sequence's rank is arrival - priority * ageing, in seconds;
+//   the smaller rank is served first, equal ranks in order of arrival. All who wait age alike, so
+//   the order of two sequences never changes, and one with a priority lower by p is overtaken only
+//   by those that arrive within p * ageing after it: nobody starves.
+//
+//   Between accounts: deficit by tokens. Every computed token, prompt or decode, is charged to its
+//   account, divided by the account's weight; of the accounts that have a prompt to go on with or
+//   to begin, the one charged least goes first (deficit round robin whose quantum is one chunk). An
+//   account that was away begins level with the least charged of those present: idling earns
+//   nothing. So a single prompt of one account waits for at most the step that runs when it
+//   arrives, however many prompts another account has in the line.
+//
+// A step
+//   First one token for every running sequence that decodes; then, account by account as above,
+//   chunks of at most prefill_chunk tokens: first of its running sequences whose prompt is not
+//   computed, then of its waiting ones, which are admitted in order, while the budget of
+//   max_batch_tokens, max_running and the KvBlocks last. The head of the line is never overtaken
+//   for want of blocks or places.
+//
+//   While somebody decodes, chunks are also cut so that the step takes at most
 //   max_decode_stall_seconds longer than the decodes alone, as StepCost predicts from the steps
 //   before; one prompt token a step is always computed. So the time between two tokens of a stream
 //   is at most that bound and one decoding step, and chunks fill the whole step when nobody
-//   decodes. Chunks of prompts whose rows are wanted are cut so that a step has at most max_rows
-//   rows, one being kept for every other sequence that may run. The head of the line is never
-//   overtaken for want of blocks. Blocks. Admission takes blocks for all current tokens, and needs
-//   room for one more token and one spare block per sequence that runs already (so that newcomers
-//   are not preempted at once). Decoding takes a block when a token needs it. Preemption. When no
-//   block is free, the running sequence with the largest rank loses its blocks and goes back to the
-//   line with its tokens; nobody is admitted in that step. The sequence with the smallest rank is
-//   therefore never preempted in favour of another, it fits the pool alone (CanEverRun), and so it
-//   finishes: by induction everyone does.
+//   decodes.
 //
-// Prefix cache (prefix_index.h). A full block that was computed is known by its tokens and all
-// before
-//   them, and stays known after its sequence, until the pool needs it (least recently used first).
-//   A sequence begins with the known blocks of its tokens and computes the rest, at least its last
-//   token. While it computes its prompt it also takes blocks over that others have finished since;
-//   and it waits while another sequence of the same step computes the very block that it needs next
-//   (n candidates of one prompt compute it once). A block that two sequences computed at the same
-//   time is kept once: what a token's keys and values are does not depend on who computed them. The
+//   Chunks of prompts whose rows are wanted are cut so that a step has at most max_rows rows, one
+//   being kept for every other sequence that may run.
+//
+// Memory
+//   The first admission takes blocks for all current tokens, and needs room for one more token and
+//   one spare block for every running sequence that may still be preempted (so that newcomers are
+//   not preempted at once). Decoding takes a block when a token needs it. When none is free, a
+//   running sequence loses its blocks and goes back to the line with its tokens: the last in rank
+//   of the account that holds most blocks for its weight; nobody is admitted in that step.
+//
+//   A sequence is preempted once at most: it is admitted again only when the pool can hold all that
+//   it may still generate, which is then promised to it, and it is not a victim any more. So every
+//   sequence finishes: the line does not overtake its head, a promise needs nobody to give way, and
+//   one sequence fits the pool alone (CanEverRun).
+//
+//   When a waiting account has no sequence running, or few for its weight, and places or blocks are
+//   short, the accounts that run more for theirs give way in the same manner (MakeRoom).
+//
+// Prefix cache (prefix_index.h)
+//   A full block that was computed is known by its tokens and all before them, and stays known
+//   after its sequence, until the pool needs it (least recently used first). A sequence begins with
+//   the known blocks of its tokens and computes the rest, at least its last token. While it
+//   computes its prompt it also takes blocks over that others have finished since; and it waits
+//   while another sequence of the same step computes the very block that it needs next (n
+//   candidates of one prompt compute it once). A block that two sequences computed at the same time
+//   is kept once: what a token's keys and values are does not depend on who computed them. The
 //   chunk of a failed sequence is never known. Rows of prompt tokens that are wanted are computed.
+//
+// Where to go on (issue 5, points 1 and 6)
+//   Batches by expert affinity. Who shares a step is chosen in two places of Schedule, and nowhere
+//   else: Decode takes every running sequence whose prompt is computed, and the lines of
+//   Account::candidates say which prompt goes on next. A batch former is an interface with two
+//   questions, asked there with ids only: which of these sequences decode in this step (the others
+//   keep their blocks; each must be asked for again before max_affinity_delay_ms have passed since
+//   its last step), and which of the first few candidates of this account goes first (ageing: one
+//   that was passed over for max_affinity_delay_ms goes first). It owns the predicted expert sets
+//   by SequenceId, fed by the runtime after each step; Schedule tells it of the ends. First come is
+//   the former that answers "all" and "the first". Deficits, the stall bound and memory are checked
+//   after its answer, so that no former can break them. SetOffloaded says when it is worth asking.
+//
+//   Drafts. A decode is a chunk of one token; with drafts it is one of 1 + k tokens, all rows
+//   wanted, and ChunkResult carries the accepted tokens: Commit appends them, sets `computed`
+//   behind the last accepted one, and must not index blocks past it. Grow then asks for size + k.
+//   StepCost sees the extra work as decode work.
 //
 // Invariants (between calls; CheckInvariants verifies them)
 //   1. Every block is free or held by exactly as many sequences as its count says; those that the
 //      prefix index knows are kept, and nothing else is.
-//   2. waiting, preempted: no blocks, computed == 0. running: blocks cover all tokens but perhaps
+//   2. Blocks promised to readmitted sequences are free.
+//   3. waiting, preempted: no blocks, computed == 0. running: blocks cover all tokens but perhaps
 //      the newest one, computed < size; with the prefix cache its full computed blocks are indexed.
-//   3. Each sequence is in exactly one of the two lines; both lines are in order.
-//   4. running sequences <= max_running; generated <= max_tokens.
-//   5. Someone waits or runs <=> Schedule gives a batch that is not empty.
+//   4. Each sequence is in exactly one of the two lines; both lines are in order.
+//   5. running sequences <= max_running; generated <= max_tokens.
+//   6. Someone waits or runs <=> Schedule gives a batch that is not empty.
 //
 // One owner thread. Schedule and Commit allocate nothing once their buffers have grown.
 #pragma once
@@ -74,6 +114,8 @@ struct SchedulerOptions {
   int max_rows = 0;  // logits rows of one step; 0: max_batch_tokens. REQUIRED > max_running, or
                      // >= max_batch_tokens
   double ageing_seconds = 10;  // waiting this long is worth one level of priority; REQUIRED > 0
+  // By account; at least one, each > 0.
+  std::vector<double> account_weights = {1};
   bool prefix_cache = false;
   // What prompts may add to a step in which somebody decodes; 0: anything.
   double max_decode_stall_seconds = 0;
@@ -168,13 +210,37 @@ class Scheduler {
   std::string CheckInvariants() const;
 
  private:
+  struct Account {
+    double weight = 1;
+    double served = 0;  // tokens computed for it, divided by its weight
+    int sequences = 0;
+    int running = 0;
+    std::vector<Sequence*> candidates;  // of the step being made: prompts to go on with or begin
+    size_t next = 0;                    // in candidates
+  };
+
   int BlocksFor(int64_t tokens) const;
+  Account& account(const Sequence& sequence) {
+    return accounts_[static_cast<size_t>(sequence.spec.account)];
+  }
+  // Served less for its weight, or as much and fewer running.
+  static bool LessServed(const Account& a, const Account& b);
+  // Blocks that the sequence may still take beyond those that it holds.
+  int BlocksToCome(const Sequence& sequence) const;
   // Tokens of the sequence's next chunk when `computed` of them are, 0 when the step has no rows
   // left for it.
   int ChunkTokens(const Sequence& sequence, int computed, int budget) const;
   bool Grow(Sequence* sequence);
+  // Who gives way to growth: never one with a promise.
+  Sequence* Victim();
   void Preempt(Sequence* sequence);
-  void AdmitWaiting(int* budget);
+  void MakeRoom();
+  // Blocks that must become free before the sequence, whose MatchPrefix was called, is admitted.
+  int BlocksMissing(const Sequence& sequence) const;
+  // Chunks of one token for all who decode; false when somebody was preempted for it.
+  bool Decode();
+  void AddPrompts(bool admit);
+  void GoOn(Sequence* sequence, int* budget);
   bool Admit(Sequence* sequence, int* budget);
   // REQUIRES: count <= ChunkTokens for a chunk of a prompt.
   void AddChunk(const Sequence& sequence, int count, bool decode);
@@ -202,9 +268,12 @@ class Scheduler {
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<Sequence*> running_;  // best rank first
   std::vector<Sequence*> waiting_;  // best rank last
+  std::vector<Account> accounts_;
+  int promised_ = 0;  // free blocks that readmitted sequences may still take
   Batch batch_;
   std::vector<const Sequence*> prefilling_;   // in the step being made, beside decodes
   std::vector<int32_t> matched_;              // of MatchPrefix
+  std::vector<Sequence*> victims_;            // of MakeRoom
   int prompt_rows_ = 0;                       // of one step
   int prompt_rows_left_ = 0;                  // of the step being made
   double decode_work_ = 0, prompt_work_ = 0;  // of the step, in StepCost's units

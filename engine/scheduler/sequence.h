@@ -23,7 +23,8 @@ struct SequenceSpec {
   std::vector<int32_t> prompt;      // at least one token
   int max_tokens = 0;               // 0: compute the prompt and finish
   std::vector<int32_t> ending_ids;  // a generated token among these ends the sequence
-  int priority = 0;                 // higher is served first
+  int priority = 0;                 // higher is served first, within its account
+  int account = 0;                  // whose it is: SchedulerOptions::account_weights
   bool prompt_rows = false;         // logits rows of prompt tokens are wanted, each once
   // What beside the tokens decides the values in its KvBlocks (a quality setting): blocks are
   // shared between sequences of one key only. 0: exact.
@@ -42,12 +43,19 @@ struct Sequence {
   int cached = 0;            // prompt tokens that others had computed when it first needed them
   int prompt_rows_done = 0;  // rows [0, prompt_rows_done) were delivered, before any preemption too
   SequenceState state = SequenceState::kWaiting;
-  int preemptions = 0;
+  int preemptions = 0;          // 1 at most
+  bool promised = false;        // runs, and the blocks for all that it may generate are its own
   double rank = 0;              // smaller is served first: see Scheduler
   uint64_t arrival_number = 0;  // breaks ties of rank
 
   int size() const { return static_cast<int>(tokens.size()); }
   int generated() const { return size() - prompt_size; }
 };
+
+// Strict orders by rank, then by arrival.
+inline bool ServedBefore(const Sequence* a, const Sequence* b) {
+  return a->rank < b->rank || (a->rank == b->rank && a->arrival_number < b->arrival_number);
+}
+inline bool ServedAfter(const Sequence* a, const Sequence* b) { return ServedBefore(b, a); }
 
 }  // namespace sluice

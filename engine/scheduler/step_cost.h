@@ -58,9 +58,7 @@ class StepCost {
     int count = 0;
     int64_t step = 0;  // the last one
   };
-  bool Fresh(const Size& size) const {
-    return size.count > 0 && steps_ - size.step < kFreshSteps;
-  }
+  bool Fresh(const Size& size) const { return size.count > 0 && steps_ - size.step < kFreshSteps; }
   // The nearest fresh sizes with at most and with more than this work; null: none.
   void Neighbours(double work, const Size** below, const Size** above) const;
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine/base/log.h"
+#include "server/api/key_gate.h"
 #include "server/api/mailbox.h"
 #include "server/api/served_model.h"
 #include "server/http/message.h"
@@ -49,6 +50,7 @@ struct GenerationContext {
   std::shared_ptr<Metrics> metrics;  // may be null
   Logger* log = nullptr;
   size_t stream_buffer_bytes = 1 << 20;
+  std::shared_ptr<KeyGate::Pass> pass;  // of the key whose request it is
 };
 
 // Submits the first sequences. The error is what the engine refused, as an answer.

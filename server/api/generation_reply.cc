@@ -64,6 +64,9 @@ class GenerationReply final : public PendingReply {
         choices_.push_back(std::move(choice));
       }
     }
+    for (const PlannedPrompt& prompt : plan_.prompts) {
+      context_.pass->Spend(static_cast<int64_t>(prompt.tokens.size()));
+    }
     terminal_.insert(plan_.fields.stop_token_ids.begin(), plan_.fields.stop_token_ids.end());
     if (!plan_.fields.ignore_eos) {
       terminal_.insert(context_.model->eos_ids.begin(), context_.model->eos_ids.end());
@@ -72,6 +75,7 @@ class GenerationReply final : public PendingReply {
 
   ~GenerationReply() override {
     Withdraw();
+    context_.pass->Spend(Usage().completion_tokens);
     LogEnd();
   }
 
@@ -135,6 +139,7 @@ GenerationRequest GenerationReply::EngineRequest(const Choice& choice) const {
   if (plan_.best_of > plan_.fields.n) request.logprobs = std::max(request.logprobs, 0);
   if (plan_.echo && plan_.logprobs >= 0) request.prompt_logprobs = plan_.logprobs;
   request.priority = plan_.fields.priority;
+  request.account = static_cast<int>(context_.pass->key());
   return request;
 }
 
@@ -172,6 +177,10 @@ void GenerationReply::SubmitMore() {
         return;
       }
       failure_ = openai::FromEngineError(id.error());
+      if (id.error().code == ErrorCode::kResourceExhausted) {
+        failure_->retry_after_seconds = RetryAfterSeconds(context_.model->engine->Stats());
+        if (context_.metrics) context_.metrics->ObserveRefusal("queue");
+      }
       return;
     }
     sink->SetId(*id);

@@ -1,6 +1,7 @@
 #include "server/api/service.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "engine/base/utf8.h"
@@ -104,6 +105,7 @@ Service::Service(ServiceOptions options, ApiKeys keys, std::shared_ptr<Metrics> 
                  Logger& log)
     : options_(std::move(options)),
       keys_(std::move(keys)),
+      gate_(keys_.limits()),
       metrics_(std::move(metrics)),
       log_(log) {
   AddRoutes();
@@ -205,27 +207,73 @@ void Service::AddRoutes() {
 
 HttpReply Service::Completions(const HttpRequest& request, std::shared_ptr<ServedModel> served,
                                Waker waker) {
+  ApiError refusal;
+  auto pass = Enter(request, &refusal);
+  if (!pass) return ErrorResponse(refusal);
   auto parsed = openai::ParseCompletion(request.body);
   if (!parsed) return ErrorResponse(parsed.error());
   if (auto error = CheckModelName(parsed->generation.model, *served)) return ErrorResponse(*error);
-  return Generate(PlanCompletion(std::move(*parsed), *served, request.id), served,
+  return Generate(PlanCompletion(std::move(*parsed), *served, request.id), served, std::move(pass),
                   std::move(waker));
 }
 
 HttpReply Service::Chat(const HttpRequest& request, std::shared_ptr<ServedModel> served,
                         Waker waker) {
+  ApiError refusal;
+  auto pass = Enter(request, &refusal);
+  if (!pass) return ErrorResponse(refusal);
   auto parsed = openai::ParseChat(request.body);
   if (!parsed) return ErrorResponse(parsed.error());
   if (auto error = CheckModelName(parsed->generation.model, *served)) return ErrorResponse(*error);
-  return Generate(PlanChat(std::move(*parsed), *served, request.id), served, std::move(waker));
+  return Generate(PlanChat(std::move(*parsed), *served, request.id), served, std::move(pass),
+                  std::move(waker));
+}
+
+ApiError Service::TooMany(const KeyGate::Refusal& refusal) const {
+  metrics_->ObserveRefusal(refusal.reason);
+  constexpr double kLeast = 1, kMost = 600;
+  return {.status = 429,
+          .type = "rate_limit_error",
+          .message = refusal.message,
+          .param = {},
+          .code = "rate_limit_exceeded",
+          .retry_after_seconds =
+              static_cast<int>(std::ceil(std::clamp(refusal.retry_after_seconds, kLeast, kMost)))};
+}
+
+std::optional<ApiError> Service::Overload(const HttpRequest& head) const {
+  const size_t key = keys_.Find(head.Header("authorization")).value_or(0);
+  if (const auto refusal = gate_.Check(key, std::chrono::steady_clock::now())) {
+    return TooMany(*refusal);
+  }
+  const auto served = model();
+  if (!served || draining_) return std::nullopt;
+  const EngineStats stats = served->engine->Stats();
+  if (stats.queued_requests < served->max_queue) return std::nullopt;
+  metrics_->ObserveRefusal("queue");
+  ApiError error = openai::FromEngineError(
+      ResourceExhausted("the queue is full: " + std::to_string(stats.queued_requests) +
+                        " requests wait already; try again later"));
+  error.retry_after_seconds = RetryAfterSeconds(stats);
+  return error;
+}
+
+std::shared_ptr<KeyGate::Pass> Service::Enter(const HttpRequest& request, ApiError* refusal) {
+  const size_t key = keys_.Find(request.Header("authorization")).value_or(0);
+  KeyGate::Refusal refused;
+  auto pass = gate_.Enter(key, std::chrono::steady_clock::now(), &refused);
+  if (!pass) *refusal = TooMany(refused);
+  return pass;
 }
 
 HttpReply Service::Generate(openai::Parsed<GenerationPlan> plan,
-                            std::shared_ptr<ServedModel> served, Waker waker) {
+                            std::shared_ptr<ServedModel> served,
+                            std::shared_ptr<KeyGate::Pass> pass, Waker waker) {
   if (!plan) return ErrorResponse(plan.error());
-  auto reply = StartGeneration(std::move(*plan),
-                               {std::move(served), metrics_, &log_, options_.stream_buffer_bytes},
-                               std::move(waker));
+  auto reply = StartGeneration(
+      std::move(*plan),
+      {std::move(served), metrics_, &log_, options_.stream_buffer_bytes, std::move(pass)},
+      std::move(waker));
   if (!reply) return ErrorResponse(reply.error());
   return std::move(*reply);
 }
@@ -340,6 +388,10 @@ bool Service::Admit(const HttpRequest& head, HttpResponse* refusal) {
                                            .code = {}});
     response.headers.emplace_back("Allow", match.allow);
     return refuse(std::move(response));
+  }
+  // Before its body is read, let alone tokenized.
+  if (match.pattern == "/v1/completions" || match.pattern == "/v1/chat/completions") {
+    if (const auto overload = Overload(head)) return refuse(ErrorResponse(*overload));
   }
   return true;
 }

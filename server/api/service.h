@@ -11,6 +11,7 @@
 
 #include "engine/base/log.h"
 #include "server/api/generation.h"
+#include "server/api/key_gate.h"
 #include "server/api/served_model.h"
 #include "server/config/api_keys.h"
 #include "server/http/message.h"
@@ -56,7 +57,12 @@ class Service final : public HttpHandler {
                         Waker waker);
   HttpReply Chat(const HttpRequest& request, std::shared_ptr<ServedModel> model, Waker waker);
   HttpReply Generate(openai::Parsed<GenerationPlan> plan, std::shared_ptr<ServedModel> model,
-                     Waker waker);
+                     std::shared_ptr<KeyGate::Pass> pass, Waker waker);
+  // Null, with the refusal, when the request's key is over a limit or the queue is full.
+  std::shared_ptr<KeyGate::Pass> Enter(const HttpRequest& request, openai::ApiError* refusal);
+  // The same for a request whose body was not read; takes nothing.
+  std::optional<openai::ApiError> Overload(const HttpRequest& head) const;
+  openai::ApiError TooMany(const KeyGate::Refusal& refusal) const;
   HttpReply Models(std::string_view id);
   HttpReply Props();
   HttpResponse Preflight(const HttpRequest& request, const RouteTable::Match& match) const;
@@ -68,6 +74,7 @@ class Service final : public HttpHandler {
 
   const ServiceOptions options_;
   const ApiKeys keys_;
+  KeyGate gate_;
   const std::shared_ptr<Metrics> metrics_;
   Logger& log_;
   RouteTable routes_;

@@ -159,6 +159,7 @@ std::string ModelId(const ModelSettings& settings) {
 }
 
 Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
+                                                     std::vector<double> account_weights,
                                                      std::shared_ptr<Metrics> metrics,
                                                      Logger& log) {
   const auto start = std::chrono::steady_clock::now();
@@ -194,6 +195,8 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                 {"seconds", seconds.count()}});
   EngineOptions options;
   options.max_queue = config.engine.max_queue;
+  options.max_queue_tokens = config.engine.max_queue_tokens;
+  if (!account_weights.empty()) options.account_weights = std::move(account_weights);
   options.max_running = config.engine.max_running;
   options.max_batch_tokens = config.engine.max_batch_tokens;
   options.prefill_chunk = config.engine.prefill_chunk;

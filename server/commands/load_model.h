@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "engine/base/log.h"
 #include "engine/base/result.h"
@@ -15,9 +16,11 @@ namespace sluice {
 std::string ModelId(const ModelSettings& settings);
 
 // Packs the model if it is not a pack yet (model_path.h), plans KV memory, loads weights, tokenizer
-// and template, and starts the engine. Takes as long as reading the weights does. Errors name the
+// and template, and starts the engine, whose accounts have
+// these weights. Takes as long as reading the weights does. Errors name the
 // file and the fault.
 Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
+                                                     std::vector<double> account_weights,
                                                      std::shared_ptr<Metrics> metrics, Logger& log);
 
 }  // namespace sluice

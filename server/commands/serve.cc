@@ -41,12 +41,13 @@ int Fail(int code, const std::string& message) {
 class Daemon {
  public:
   Daemon(const Config& config, Logger& log, Service& service, HttpServer& server,
-         std::shared_ptr<Metrics> metrics)
+         std::shared_ptr<Metrics> metrics, std::vector<double> account_weights)
       : config_(config),
         log_(log),
         service_(service),
         server_(server),
-        metrics_(std::move(metrics)) {}
+        metrics_(std::move(metrics)),
+        account_weights_(std::move(account_weights)) {}
 
   int Run();
 
@@ -61,6 +62,7 @@ class Daemon {
   Service& service_;
   HttpServer& server_;
   const std::shared_ptr<Metrics> metrics_;
+  const std::vector<double> account_weights_;  // by API key
   std::atomic<bool> loaded_ = false;
   std::atomic<int> signals_ = 0;
   std::promise<void> drained_;
@@ -130,7 +132,7 @@ int Daemon::Run() {
   server_.Run();
   log_.Info("listening", {{"url", server_.url()}});
   NotifyStatus("loading the model");
-  auto model = LoadServedModel(config_, metrics_, log_);
+  auto model = LoadServedModel(config_, account_weights_, metrics_, log_);
   if (!model) {
     server_.Stop();
     const bool usage = model.error().code == ErrorCode::kInvalidArgument ||
@@ -189,10 +191,12 @@ int Serve(const CommandLine& line, bool print_config, bool json) {
   options.metrics_require_key = config.metrics.require_key;
   options.body_limit_bytes = static_cast<size_t>(config.server.body_limit.count);
   options.stream_buffer_bytes = static_cast<size_t>(config.server.stream_buffer.count);
+  std::vector<double> weights;
+  for (const KeyLimits& limits : keys.limits()) weights.push_back(limits.weight);
   Service service(std::move(options), std::move(keys), metrics, log);
   auto server = HttpServer::Listen(ServerOptions(config.server), service);
   if (!server) return Fail(kExitRuntime, server.error().message);
-  return Daemon(config, log, service, **server, metrics).Run();
+  return Daemon(config, log, service, **server, metrics, std::move(weights)).Run();
 }
 
 }  // namespace

@@ -59,6 +59,7 @@ struct EngineSettings {
   std::string cpu_isa = "auto";
   int activation_bits = 8;  // inputs of bit-nested matrices: 8 or 16
   int max_queue = 256;
+  int max_queue_tokens = 262144;
   int max_running = 64;
   int max_batch_tokens = 512;
   int prefill_chunk = 512;

@@ -102,6 +102,10 @@ struct Metrics::Impl {
                  .Name("sluice_http_requests_total")
                  .Help("Answered HTTP requests by route and status code.")
                  .Register(registry)),
+        refused(prometheus::BuildCounter()
+                    .Name("sluice_requests_refused_total")
+                    .Help("Requests answered 429 by reason: a full queue or a limit of the key.")
+                    .Register(registry)),
         http_sent(prometheus::BuildCounter()
                       .Name("sluice_http_sent_bytes_total")
                       .Help("Bytes written to HTTP clients.")
@@ -125,6 +129,9 @@ struct Metrics::Impl {
                           .Register(registry);
     }
     for (const char* reason : {"stop", "length", "abort", "error"}) Requests(reason, 0);
+    for (const char* reason : {"queue", "key_concurrency", "key_requests", "key_tokens"}) {
+      refused.Add({{"reason", reason}});
+    }
   }
 
   void Requests(const std::string& reason, double count) {
@@ -146,6 +153,7 @@ struct Metrics::Impl {
   prometheus::Histogram& step;
   prometheus::Family<prometheus::Counter>& requests;
   prometheus::Family<prometheus::Counter>& http;
+  prometheus::Family<prometheus::Counter>& refused;
   prometheus::Counter& http_sent;
   prometheus::Gauge& connections;
   prometheus::Family<prometheus::Counter>* vllm_success = nullptr;
@@ -157,6 +165,13 @@ struct Metrics::Impl {
 void Metrics::Impl::AddEngine(const EngineStats& s, Snapshot& out) const {
   out.Gauge("sluice_sequences_running", "Sequences being generated.", s.running);
   out.Gauge("sluice_sequences_waiting", "Sequences waiting to run.", s.waiting);
+  out.Gauge("sluice_queue_requests", "Requests that wait to run for the first time.",
+            s.queued_requests);
+  out.Gauge("sluice_queue_tokens", "Prompt tokens of those requests.",
+            static_cast<double>(s.queued_tokens));
+  out.Gauge("sluice_queue_begun_per_second",
+            "Requests that began to run per second, of late and while some had to wait.",
+            s.begun_per_second);
   out.Gauge("sluice_kv_blocks", "KV cache blocks.", s.kv_blocks_total);
   out.Gauge("sluice_kv_blocks_used", "KV cache blocks in use.", s.kv_blocks_used);
   out.Gauge("sluice_kv_blocks_cached", "KV cache blocks kept for prompts that begin alike.",
@@ -257,6 +272,10 @@ void Metrics::ObserveRequest(std::string_view reason, double seconds, int prompt
   impl_->request.Observe(seconds);
   impl_->prompt_tokens.Observe(prompt_tokens);
   impl_->generation_tokens.Observe(generation_tokens);
+}
+
+void Metrics::ObserveRefusal(std::string_view reason) {
+  impl_->refused.Add({{"reason", std::string(reason)}}).Increment();
 }
 
 void Metrics::ObserveEngineFinish(const Finish& finish) {

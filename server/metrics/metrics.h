@@ -37,6 +37,9 @@ class Metrics {
   void ObserveRequest(std::string_view reason, double seconds_since_arrival, int prompt_tokens,
                       int generation_tokens);
 
+  // A request answered 429. `reason`: "queue", "key_concurrency", "key_requests" or "key_tokens".
+  void ObserveRefusal(std::string_view reason);
+
   // ---- The engine ----
   void ObserveEngineFinish(const Finish& finish);
   void ObserveStep(int batch_tokens, int sequences, double seconds);

@@ -70,7 +70,8 @@ struct CoreHarness {
 
   // Null when refused.
   std::shared_ptr<RecordingSink> Submit(const GenerationRequest& request) {
-    if (!core.Validate(request) || !core.Reserve()) return nullptr;
+    if (!core.Validate(request) || !core.Reserve(static_cast<int64_t>(request.prompt.size())))
+      return nullptr;
     auto sink = std::make_shared<RecordingSink>();
     core.Add(next_id++, request, sink, clock.Now());
     return sink;

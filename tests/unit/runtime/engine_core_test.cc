@@ -366,6 +366,59 @@ TEST_CASE("The waiting line is bounded and a place is free once its holder runs"
   CHECK(h.wrong == "");
 }
 
+TEST_CASE("The waiting line is bounded by its prompts' tokens, but for a single one", "[runtime]") {
+  EngineOptions options;
+  options.max_queue_tokens = 100;
+  options.max_running = 1;
+  CoreHarness h({}, options);
+  REQUIRE(h.Submit(SimpleRequest(CountingPrompt(300), 3)) != nullptr);  // nobody else waits
+  h.Step();                                                             // 64 tokens of it: it runs
+  CHECK(h.core.Stats().queued_tokens == 0);
+  REQUIRE(h.Submit(SimpleRequest(CountingPrompt(60), 3)) != nullptr);
+  CHECK(h.Submit(SimpleRequest(CountingPrompt(41), 3)) == nullptr);
+  const RequestId third = h.next_id;
+  REQUIRE(h.Submit(SimpleRequest(CountingPrompt(40), 3)) != nullptr);
+  CHECK(h.core.Stats().queued_requests == 2);
+  CHECK(h.core.Stats().queued_tokens == 100);
+  CHECK(h.Submit(SimpleRequest({5}, 3)) == nullptr);
+  h.core.Cancel(third);
+  CHECK(h.core.Stats().queued_tokens == 60);
+  CHECK(h.Submit(SimpleRequest(CountingPrompt(40), 3)) != nullptr);
+  REQUIRE(h.RunAll());
+  CHECK(h.core.Stats().queued_requests == 0);
+  CHECK(h.core.Stats().queued_tokens == 0);
+  CHECK(h.core.Idle());
+}
+
+TEST_CASE("When to try again is told from the rate at which requests begin", "[runtime]") {
+  EngineOptions options;
+  options.max_running = 1;
+  CoreHarness h({}, options);
+  CHECK(RetryAfterSeconds(h.core.Stats()) == 1);
+  h.model.set_on_forward([&](std::span<const SequenceChunk>) { h.clock.Advance(0.5); });
+  for (int i = 0; i < 60; ++i) REQUIRE(h.Submit(SimpleRequest({5, 6}, 4)) != nullptr);
+  for (int i = 0; i < 80; ++i) REQUIRE(h.Step());
+  // One begins every two seconds; twenty have, forty wait.
+  const EngineStats stats = h.core.Stats();
+  CHECK(stats.queued_requests == 40);
+  CHECK(stats.begun_per_second == Approx(0.5).epsilon(0.1));
+  CHECK(RetryAfterSeconds(stats) >= 72);
+  CHECK(RetryAfterSeconds(stats) <= 88);
+}
+
+TEST_CASE("A request of an account that does not exist is refused", "[runtime]") {
+  EngineOptions options;
+  options.account_weights = {1, 2};
+  const CoreHarness h({}, options);
+  GenerationRequest request = SimpleRequest({5}, 3);
+  request.account = 1;
+  CHECK(h.core.Validate(request).has_value());
+  for (int account : {2, -1}) {
+    request.account = account;
+    CHECK_FALSE(h.core.Validate(request).has_value());
+  }
+}
+
 TEST_CASE("Priorities order the line and ageing overtakes them", "[runtime]") {
   EngineOptions options;
   options.max_running = 1;
@@ -427,7 +480,7 @@ TEST_CASE("The observer sees every step's tokens and sequences", "[runtime]") {
   for (int i = 0; i < 2; ++i) {
     const GenerationRequest request = SimpleRequest(CountingPrompt(10), 2);
     REQUIRE(core.Validate(request).has_value());
-    REQUIRE(core.Reserve());
+    REQUIRE(core.Reserve(static_cast<int64_t>(request.prompt.size())));
     core.Add(static_cast<RequestId>(i + 1), request, std::make_shared<RecordingSink>(),
              clock.Now());
   }

@@ -55,7 +55,7 @@ RunResult RunInCompany(Model* model, int company, int prefill_chunk) {
   for (int i = 0; i < kRequests; ++i) {
     const GenerationRequest request = RequestNumber(i, model->config().vocab);
     REQUIRE(core.Validate(request).has_value());
-    REQUIRE(core.Reserve());
+    REQUIRE(core.Reserve(static_cast<int64_t>(request.prompt.size())));
     sinks.push_back(std::make_shared<RecordingSink>());
     core.Add(static_cast<RequestId>(i + 1), request, sinks.back(), clock.Now());
   }

@@ -58,7 +58,7 @@ void Measure(const char* name, int vocab, int streams, const SamplingParams& sam
     request.sampling = sampling;
     request.logprobs = logprobs;
     REQUIRE(core.Validate(request).has_value());
-    REQUIRE(core.Reserve());
+    REQUIRE(core.Reserve(static_cast<int64_t>(request.prompt.size())));
     core.Add(static_cast<RequestId>(i + 1), request, sink, clock.Now());
   }
   core.Step();

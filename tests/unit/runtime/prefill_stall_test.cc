@@ -47,7 +47,7 @@ struct Streams {
   }
   std::shared_ptr<GapSink> Submit(const GenerationRequest& request) {
     REQUIRE(core->Validate(request).has_value());
-    REQUIRE(core->Reserve());
+    REQUIRE(core->Reserve(static_cast<int64_t>(request.prompt.size())));
     auto sink = std::make_shared<GapSink>(&clock);
     core->Add(next++, request, sink, clock.Now());
     return sink;
@@ -101,7 +101,8 @@ TEST_CASE("Steps over the bound are counted", "[runtime][stall]") {
   for (int i = 0; i < 8; ++i) s.core->Step();
   CHECK(s.core->Stats().decode_stalls == 0);
   s.model->set_on_forward([&](std::span<const SequenceChunk> chunks) {
-    for (const auto& chunk : chunks) s.clock.Advance(0.01 * static_cast<double>(chunk.tokens.size()));
+    for (const auto& chunk : chunks)
+      s.clock.Advance(0.01 * static_cast<double>(chunk.tokens.size()));
   });
   s.core->Step();
   CHECK(s.core->Stats().decode_stalls == 1);

@@ -97,7 +97,7 @@ std::vector<std::string> Talk(Model* model, bool prefix_cache, int company, Engi
       request.logprobs = 1;
       request.prompt_logprobs = t == 3 ? 1 : -1;
       REQUIRE(core.Validate(request).has_value());
-      REQUIRE(core.Reserve());
+      REQUIRE(core.Reserve(static_cast<int64_t>(request.prompt.size())));
       sinks.push_back(std::make_shared<RecordingSink>());
       core.Add(id++, request, sinks.back(), clock.Now());
     }

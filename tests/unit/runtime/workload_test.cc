@@ -78,6 +78,7 @@ void RunWorkload(uint32_t seed, Totals* totals) {
   options.max_running = random.Between(1, 12);
   options.prefill_chunk = random.Between(1, 40);
   options.ageing_seconds = 0.05;
+  options.account_weights = {1, 2, 0.5};
   options.prefix_cache = !random.OneIn(4);
   options.max_decode_stall_seconds = random.OneIn(3) ? 0 : 0.001 * random.Between(1, 30);
   CoreHarness h(fake, options);
@@ -93,6 +94,7 @@ void RunWorkload(uint32_t seed, Totals* totals) {
     for (int n = random.OneIn(3) ? random.Between(1, 4) : 0; n > 0; --n) {
       Tracked tracked;
       tracked.request = RandomRequest(&random, random.OneIn(4) ? max_total : max_total / 2);
+      tracked.request.account = random.Below(3);
       const RequestId id = h.next_id;
       tracked.sink = h.Submit(tracked.request);
       REQUIRE(tracked.sink != nullptr);
@@ -118,7 +120,9 @@ void RunWorkload(uint32_t seed, Totals* totals) {
     CHECK_FALSE(tracked.sink->out_of_order);
     FakeModelOptions roomy = fake;
     roomy.max_batch_tokens = 64;
-    const std::string alone = BytesAlone(tracked.request, roomy);
+    GenerationRequest request = tracked.request;
+    request.account = 0;
+    const std::string alone = BytesAlone(request, roomy);
     if (tracked.cancelled) {
       CHECK(tracked.sink->finish.reason == FinishReason::kCancelled);
       CHECK(IsPrefix(*tracked.sink, alone));

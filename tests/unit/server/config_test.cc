@@ -177,6 +177,34 @@ TEST_CASE("API keys are read from lines and compared whole", "[config][keys]") {
   CHECK(!ConstantTimeEquals("abc", "abcd"));
 }
 
+TEST_CASE("A key's line may say what it may do", "[config][keys]") {
+  const auto keys = ApiKeys::Parse(
+      "sk-first-key name=alice weight=2.5 max_concurrent=4\t requests_per_minute=60\n"
+      "sk-second-key tokens_per_minute=20000 \r\nsk-third-key",
+      "keys");
+  REQUIRE(keys.has_value());
+  REQUIRE(keys->limits().size() == 3);
+  CHECK(keys->Find("Bearer sk-second-key") == 1u);
+  CHECK_FALSE(keys->Find("Bearer sk-second-key tokens_per_minute=20000").has_value());
+  const KeyLimits& first = keys->limits()[0];
+  CHECK(first.name == "alice");
+  CHECK(first.weight == 2.5);
+  CHECK(first.max_concurrent == 4);
+  CHECK(first.requests_per_minute == 60);
+  CHECK(first.tokens_per_minute == 0);
+  CHECK(keys->limits()[1].tokens_per_minute == 20000);
+  CHECK(keys->limits()[1].name == "key 2");
+  CHECK(keys->limits()[2].weight == 1);
+  for (const char* limit : {"weight=0", "weight=-1", "weight=x", "weight=2000", "max_concurrent=0",
+                            "requests_per_minute=1.5", "speed=3", "name=", "weight"}) {
+    CAPTURE(limit);
+    const auto bad = ApiKeys::Parse("good-key-1\nsecret-key-2 " + std::string(limit), "k.txt");
+    REQUIRE(!bad.has_value());
+    CHECK(Contains(bad.error().message, "k.txt:2"));
+    CHECK(!Contains(bad.error().message, "secret"));
+  }
+}
+
 TEST_CASE("A bad key file is refused without showing the key", "[config][keys]") {
   for (const char* text : {"", "# only a comment\n", "short\n", "has a space inside\n"}) {
     CAPTURE(text);
