@@ -38,6 +38,7 @@ TieredExperts::TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> sto
       clock_(clock),
       space_(cache_.space()),
       flights_(static_cast<size_t>(space_.size())),
+      profiles_(space_),
       ahead_(static_cast<size_t>(space_.layers)),
       store_(std::move(store)) {
   for (Ahead& ahead : ahead_) {
@@ -96,6 +97,14 @@ ExpertTierStats TieredExperts::stats() const {
   return stats;
 }
 
+int TieredExperts::capacity() const {
+  int experts = 0;
+  for (int place = 0; place < space_.size(); ++place) experts += cache_.exists(place) ? 1 : 0;
+  const double share =
+      static_cast<double>(cache_.slab().limit()) / static_cast<double>(cache_.all_bytes());
+  return static_cast<int>(std::min(1.0, share) * experts);
+}
+
 bool TieredExperts::reading_ahead() const {
   return options_.read_ahead && options_.keep && predictor_ != nullptr && !cache_.complete() &&
          (!guard_ || guard_->on());
@@ -109,12 +118,15 @@ void TieredExperts::BeginStep(int tokens) {
   ++steps_;
   tokens_ = tokens;
   step_begin_ = clock_->Now();
+  step_counts_ = {};
   for (Ahead& ahead : ahead_) ahead.valid = false;
 }
 
 void TieredExperts::EndStep() {
   const double seconds = Seconds(clock_->Now() - step_begin_);
   layer_seconds_ = seconds / space_.layers;
+  step_counts_.seconds = seconds;
+  last_step_ = step_counts_;
   if (guard_ && !cache_.complete()) guard_->OnStep(/*kind=*/0, tokens_, seconds);
   const ExpertStoreStats store = store_->stats();
   if (store.busy_seconds > 0) {
@@ -254,6 +266,7 @@ void TieredExperts::Begin(int layer, std::span<const ExpertDemand> demands,
     const bool hit = cache_.whole(place);
     uses_.push_back({demands[d].expert, demands[d].tokens, demands[d].weight, hit});
     ++(hit ? counts.hits : counts.misses);
+    step_counts_.missed += hit ? 0 : 1;
     stats_.heat[place] = 1 + stats_.heat[place] * Decay(steps_ - heat_step_[place]);
     heat_step_[place] = steps_;
     flight.demand = demand;
@@ -273,6 +286,8 @@ void TieredExperts::Begin(int layer, std::span<const ExpertDemand> demands,
       missing_.push_back(demand);
     }
   }
+  step_counts_.touched += static_cast<int>(demands.size());
+  profiles_.OnRouted(layer, routed);
   cache_.policy().OnLayer(layer, routed.tokens, uses_);
   if (predictor_ != nullptr) predictor_->OnRouted(layer, routed);
   ahead_[layer].valid = false;
@@ -327,7 +342,9 @@ std::span<const ReadyExpert> TieredExperts::Next(bool wait) {
       Collect(true);
       PumpDemand();
     }
-    stats_.layers[layer_].stall_seconds += Seconds(clock_->Now() - begin);
+    const double seconds = Seconds(clock_->Now() - begin);
+    stats_.layers[layer_].stall_seconds += seconds;
+    step_counts_.stall_seconds += seconds;
   }
   // All that is ready; a part of it while others wait for the memory of those computed.
   const bool starved = missing_next_ < missing_.size();

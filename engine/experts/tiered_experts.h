@@ -23,10 +23,12 @@
 
 #include "engine/base/clock.h"
 #include "engine/experts/expert_cache.h"
+#include "engine/experts/expert_outlook.h"
 #include "engine/experts/expert_predictor.h"
 #include "engine/experts/expert_source.h"
 #include "engine/experts/expert_store.h"
 #include "engine/experts/live_guard.h"
+#include "engine/experts/stream_profiles.h"
 #include "engine/experts/tier_stats.h"
 
 namespace sluice {
@@ -37,7 +39,7 @@ struct TieredOptions {
   bool guard = false;      // reads ahead only while they pay (live_guard.h)
 };
 
-class TieredExperts final : public ExpertSource {
+class TieredExperts final : public ExpertSource, public ExpertOutlook {
  public:
   // All but `clock` are owned. `predictor` may be null: then nothing is read ahead. What is
   // missing is read into free memory, from the first layer on, as soon as time allows.
@@ -53,6 +55,13 @@ class TieredExperts final : public ExpertSource {
   void EndStep() override;
   int horizon() const override;
   void Predict(int layer, int distance, const GateScores& scores) override;
+
+  std::span<const float> Uses(int64_t stream) const override { return profiles_.Find(stream); }
+  const ExpertSpace& space() const override { return space_; }
+  bool resident(int place) const override { return cache_.whole(place) || !cache_.exists(place); }
+  int capacity() const override;
+  bool complete() const override { return cache_.complete(); }
+  ExpertStepCounts last_step() const override { return last_step_; }
 
   // Between steps. Fills free memory a little, taking up to a few milliseconds; false when there is
   // nothing to do.
@@ -125,6 +134,8 @@ class TieredExperts final : public ExpertSource {
   std::vector<Error> errors_;  // [demand]
 
   // The step.
+  StreamProfiles profiles_;
+  ExpertStepCounts step_counts_, last_step_;
   int64_t steps_ = 0;
   std::vector<int64_t> heat_step_;  // [place] when its heat was last brought up to date
   int tokens_ = 0;

@@ -18,6 +18,7 @@
 #include "engine/arch/model_config.h"
 #include "engine/base/model_files.h"
 #include "engine/base/result.h"
+#include "engine/experts/expert_outlook.h"
 #include "engine/experts/forward_observer.h"
 #include "engine/experts/tier_stats.h"
 #include "kernels/common/dtype.h"
@@ -149,6 +150,9 @@ class Model {
   virtual Result<> SetMemoryBudget(uint64_t /*bytes*/) {
     return Unsupported("this model keeps all of its experts in memory");
   }
+  // What steps would use, for choosing their sequences; null when every expert is resident for
+  // good.
+  virtual const ExpertOutlook* outlook() const { return nullptr; }
   // Null when every expert is resident for good. Costs copies: not for every step.
   virtual std::shared_ptr<const ExpertTierStats> expert_stats() const { return nullptr; }
 };

@@ -35,6 +35,7 @@ class Transformer final : public Model {
   std::span<const ChunkFailure> failures() const override { return failures_; }
   bool Background() override;
   Result<> SetMemoryBudget(uint64_t bytes) override;
+  const ExpertOutlook* outlook() const override { return weights_.tiered.get(); }
   std::shared_ptr<const ExpertTierStats> expert_stats() const override;
 
  private:
