@@ -20,10 +20,9 @@ StreamProfiles::StreamProfiles(ExpertSpace space, int most_streams)
 StreamProfiles::Profile& StreamProfiles::Touch(int64_t stream, int experts_per_token) {
   const auto found = profiles_.find(stream);
   if (found == profiles_.end() && profiles_.size() == most_streams_) {
-    profiles_.erase(
-        std::min_element(profiles_.begin(), profiles_.end(), [](const auto& a, const auto& b) {
-          return a.second.seen < b.second.seen;
-        }));
+    profiles_.erase(std::min_element(
+        profiles_.begin(), profiles_.end(),
+        [](const auto& a, const auto& b) { return a.second.seen < b.second.seen; }));
   }
   Profile& profile = found != profiles_.end() ? found->second : profiles_[stream];
   if (profile.uses.empty()) {

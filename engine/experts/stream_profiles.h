@@ -1,4 +1,5 @@
-// Which experts each sequence has used lately: shares of its last tokens that fade with every token.
+// Which experts each sequence has used lately: shares of its last tokens that fade with every
+// token.
 //
 // Memory: 4 bytes per expert and stream, of the streams that were active last.
 // Threads: one owner thread.

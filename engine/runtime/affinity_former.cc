@@ -101,8 +101,7 @@ void AffinityFormer::Rate(Group* group, size_t decoders) {
     return;
   }
   // All others have had their turn before this one waits too long.
-  group->slice_seconds =
-      options_.max_delay_seconds * size / (static_cast<double>(decoders) - size);
+  group->slice_seconds = options_.max_delay_seconds * size / (static_cast<double>(decoders) - size);
   const double steps = std::max(1.0, group->slice_seconds / step);
   double fetched = 0;  // when the slice begins
   for (size_t i = 0; i < places; ++i) {

@@ -9,15 +9,16 @@
 //   seconds = (dense bytes + bytes of touched experts) * s_compute + missed experts * s_miss
 //
 // with both prices learned from the steps before, the experts that a group will touch and miss from
-// its members' last tokens (ExpertOutlook::Uses), and the cost of reading a group's experts when its
-// slice begins. The group of all competes like any other: where everything fits it wins.
+// its members' last tokens (ExpertOutlook::Uses), and the cost of reading a group's experts when
+// its slice begins. The group of all competes like any other: where everything fits it wins.
 //
 // Nobody waits longer than max_delay for the company of others, plus one step: who would is part of
 // the next one.
 //
 // Orders (--batch-order):
 //   fcfs           all who can decode do
-//   longest-queue  Read-ME's rule (Cai et al. 2024, section 3.3) for whole steps: of all experts the
+//   longest-queue  Read-ME's rule (Cai et al. 2024, section 3.3) for whole steps: of all experts
+//   the
 //                  one that most sequences are likely to use names the batch: those who use it
 //   affinity       as above
 //   auto           affinity while it pays: compared live with fcfs (live_guard.h)
@@ -28,34 +29,22 @@
 #include <cstdint>
 #include <optional>
 #include <span>
-#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/base/clock.h"
-#include "engine/base/result.h"
 #include "engine/experts/expert_outlook.h"
 #include "engine/experts/live_guard.h"
+#include "engine/runtime/batch_order.h"
 #include "engine/scheduler/batch_former.h"
 
 namespace sluice {
-
-enum class BatchOrder { kFcfs, kLongestQueue, kAffinity, kAuto };
-Result<BatchOrder> ParseBatchOrder(const std::string& name);
 
 struct AffinityOptions {
   BatchOrder order = BatchOrder::kAuto;
   double max_delay_seconds = 2;  // > 0
   double dense_bytes = 0;        // weights that every step reads
   double expert_bytes = 0;       // of one expert, on average
-};
-
-struct AffinityStats {
-  uint64_t steps = 0;       // in which there was a choice
-  uint64_t chosen = 0;      // sequences that decoded in these
-  uint64_t candidates = 0;  // that could have
-  uint64_t slices = 0;
-  double longest_wait_seconds = 0;  // of a sequence that could decode, for its next step
 };
 
 class AffinityFormer final : public BatchFormer {

@@ -287,19 +287,22 @@ class Runner {
       phase->tiers.Add(log_.before(), steps.back().tiers);
       return {};
     }
-    for (size_t i = 1; i < steps.size(); ++i) {
-      if (!AllDecode(steps[i]) || !AllDecode(steps[i - 1])) continue;
+    // While every stream has its prompt behind it and none has ended: not all of them need be in
+    // every step.
+    Clock::time_point first_end = Clock::time_point::max();
+    for (const auto& sink : sinks) first_end = std::min(first_end, sink->finished_at());
+    size_t begin = 0;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (steps[i].tokens != steps[i].sequences || steps[i].tokens == 0) begin = i + 1;
+    }
+    for (size_t i = begin + 1; i < steps.size() && steps[i].end <= first_end; ++i) {
       phase->seconds += Seconds(steps[i].end - steps[i - 1].end);
       phase->tokens += steps[i].tokens;
       phase->tiers.Add(steps[i - 1].tiers, steps[i].tiers);
-      const double context = options_.prompt + phase->steps + 1;
-      AddStep(steps[i], steps[i].tokens, options_.streams * context, context, phase);
+      const double context = options_.prompt + phase->tokens / options_.streams;
+      AddStep(steps[i], steps[i].tokens, steps[i].tokens * context, context, phase);
     }
     return {};
-  }
-
-  bool AllDecode(const StepRecord& step) const {
-    return step.tokens == options_.streams && step.sequences == options_.streams;
   }
 
   void AddStep(const StepRecord& step, int logit_rows, double kv_tokens, double context,
@@ -424,6 +427,8 @@ Result<BenchmarkReport> RunBenchmark(const BenchmarkOptions& options) {
   engine_options.max_running = options.streams;
   engine_options.max_batch_tokens = model_options.max_batch_tokens;
   engine_options.prefill_chunk = options.prefill_chunk;
+  engine_options.batch_order = options.batch_order;
+  engine_options.max_affinity_delay_seconds = options.max_affinity_delay_seconds;
   engine_options.max_decode_stall_seconds = 0;  // prompts are measured alone
   engine_options.prefix_cache = false;          // repeats have the same prompts
   std::unique_ptr<Engine> engine =

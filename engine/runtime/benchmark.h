@@ -22,6 +22,7 @@
 
 #include "engine/base/result.h"
 #include "engine/model/model.h"
+#include "engine/runtime/batch_order.h"
 
 namespace sluice {
 
@@ -37,6 +38,8 @@ struct BenchmarkOptions {
   std::optional<KvDType> kv_dtype;  // default: as ModelOptions
   int expert_bits = 0;              // packs: precision of routed experts; 0: all there is
   int prefill_chunk = 512;
+  BatchOrder batch_order = BatchOrder::kAuto;  // of streams whose experts come from disk
+  double max_affinity_delay_seconds = 2;
   TierOptions tiers;    // packs only
   bool warm_up = true;  // false: the first counted run finds cold caches
   uint64_t seed = 1;

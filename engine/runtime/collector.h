@@ -2,6 +2,7 @@
 // that want whole results instead of a stream.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <utility>
@@ -18,6 +19,7 @@ class Collector final : public OutputSink {
   void OnFinish(Finish finish) override {
     std::lock_guard<std::mutex> lock(mutex_);
     finish_ = std::move(finish);
+    finished_at_ = std::chrono::steady_clock::now();
     finished_ = true;
     done_.notify_all();
   }
@@ -28,6 +30,7 @@ class Collector final : public OutputSink {
     done_.wait(lock, [this] { return finished_; });
     return finish_;
   }
+  std::chrono::steady_clock::time_point finished_at() const { return finished_at_; }
   const std::vector<TokenOutput>& prompt() const { return prompt_; }
   const std::vector<TokenOutput>& tokens() const { return tokens_; }
 
@@ -38,8 +41,9 @@ class Collector final : public OutputSink {
 
   std::mutex mutex_;
   std::condition_variable done_;
-  bool finished_ = false;  // GUARDED_BY(mutex_)
-  Finish finish_;          // GUARDED_BY(mutex_) until finished_
+  bool finished_ = false;                              // GUARDED_BY(mutex_)
+  std::chrono::steady_clock::time_point finished_at_;  // GUARDED_BY(mutex_) until finished_
+  Finish finish_;                                      // GUARDED_BY(mutex_) until finished_
 };
 
 }  // namespace sluice

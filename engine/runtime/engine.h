@@ -16,6 +16,7 @@
 #include "engine/base/result.h"
 #include "engine/experts/tier_stats.h"
 #include "engine/model/model.h"
+#include "engine/runtime/batch_order.h"
 #include "engine/sampling/logprobs.h"  // TokenLogprob
 #include "engine/sampling/params.h"
 
@@ -95,6 +96,10 @@ struct EngineOptions {
   std::vector<double> account_weights = {1};
   // Requests that begin alike compute their beginning once (scheduler.h); changes no token.
   bool prefix_cache = true;
+  // Who decodes together where experts come from disk, and how long one may wait for the company of
+  // others (affinity_former.h); changes no token.
+  BatchOrder batch_order = BatchOrder::kAuto;
+  double max_affinity_delay_seconds = 2;
   // What prompts may add to a step in which others decode (scheduler.h); 0: anything.
   double max_decode_stall_seconds = 0.25;
 };
@@ -121,8 +126,9 @@ struct EngineStats {
   uint64_t finished_stop = 0, finished_length = 0, finished_cancelled = 0, finished_error = 0;
   uint64_t expert_assignments = 0;
   uint64_t unique_experts = 0;  // summed over steps
-  double step_seconds = 0;      // summed
-  double prefill_seconds = 0;   // summed over requests
+  AffinityStats affinity;
+  double step_seconds = 0;     // summed
+  double prefill_seconds = 0;  // summed over requests
   double decode_seconds = 0;
   // Null: every expert is resident. A snapshot, some hundreds of milliseconds old at most.
   std::shared_ptr<const ExpertTierStats> expert_tiers;

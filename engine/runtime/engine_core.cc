@@ -121,6 +121,16 @@ EngineCore::EngineCore(Model* model, const EngineOptions& options, const Clock* 
   for (int32_t id : model->config().eos_ids) {
     if (id >= 0 && id < vocab_) eos_ids_.push_back(id);
   }
+  if (model->outlook() != nullptr) {
+    const ModelFootprint footprint = model->footprint();
+    affinity_.emplace(
+        AffinityOptions{.order = options_.batch_order,
+                        .max_delay_seconds = options_.max_affinity_delay_seconds,
+                        .dense_bytes = static_cast<double>(footprint.dense_bytes_per_token),
+                        .expert_bytes = static_cast<double>(footprint.expert_bytes)},
+        model->outlook(), clock);
+    scheduler_.SetBatchFormer(&*affinity_);
+  }
   RefreshTiers(/*at_once=*/true);
   Publish();
 }
@@ -250,6 +260,7 @@ bool EngineCore::Step() {
   const TimePoint end = clock_->Now();
   const double seconds = Seconds(begin, end);
   scheduler_.ObserveStep(seconds);
+  if (affinity_) affinity_->OnStep(batch.tokens, batch.prompt_tokens);
   if (waited) {
     const double kept = std::exp2(-seconds / kRateHalfLifeSeconds);
     begun_ = kept * begun_ + static_cast<double>(batch.first_scheduled.size());
@@ -289,7 +300,13 @@ bool EngineCore::RefreshTiers(bool at_once) {
   if (!at_once && now - tiers_at_ < kTiersAge) return false;
   tiers_at_ = now;
   tiers_changed_ = false;
-  stats_.expert_tiers = model_->expert_stats();
+  std::shared_ptr<const ExpertTierStats> stats = model_->expert_stats();
+  if (stats != nullptr && affinity_ && affinity_->guard() != nullptr) {
+    auto with_affinity = std::make_shared<ExpertTierStats>(*stats);
+    with_affinity->guards.push_back(affinity_->guard()->stats());
+    stats = std::move(with_affinity);
+  }
+  stats_.expert_tiers = std::move(stats);
   const ExpertTierStats* tiers = stats_.expert_tiers.get();
   scheduler_.SetOffloaded(tiers != nullptr && tiers->budget_bytes < tiers->full_budget_bytes);
   return tiers != nullptr;
@@ -406,6 +423,7 @@ void EngineCore::Deliver(const Batch& batch, TimePoint now) {
 }
 
 void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, TimePoint now) {
+  if (affinity_) affinity_->OnEnd(id);
   auto node = active_.extract(id);
   SLUICE_CHECK(!node.empty());
   Active& active = node.mapped();
@@ -459,6 +477,7 @@ void EngineCore::Publish() {
   stats_.prefix_hit_tokens = prefix.hit_tokens;
   stats_.prefix_evicted_blocks = prefix.evicted_blocks;
   stats_.decode_stalls = scheduler_.stalls();
+  if (affinity_) stats_.affinity = affinity_->stats();
   std::lock_guard<std::mutex> lock(published_mutex_);
   published_ = stats_;
 }

@@ -8,11 +8,13 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/base/clock.h"
+#include "engine/runtime/affinity_former.h"
 #include "engine/runtime/engine.h"
 #include "engine/sampling/logprobs.h"
 #include "engine/sampling/sampler.h"
@@ -102,6 +104,7 @@ class EngineCore {
   const int max_context_;
   std::vector<int32_t> eos_ids_;
 
+  std::optional<AffinityFormer> affinity_;  // where experts may come from disk
   Scheduler scheduler_;
   std::unordered_map<RequestId, Active> active_;
   EngineStats stats_;

@@ -1,5 +1,5 @@
-// Who decodes together (SEAM). Asked with ids only; knows what the scheduler does not: which experts
-// a sequence uses. First come, first served is the answer "all".
+// Who decodes together (SEAM). Asked with ids only; knows what the scheduler does not: which
+// experts a sequence uses. First come, first served is the answer "all".
 //
 // A former cannot break what the scheduler promises: memory, fairness between accounts and the
 // bound on prompts are decided without it. Sequences that it leaves out keep their KvBlocks.

@@ -98,6 +98,7 @@ void Scheduler::ReleaseBlocks(Sequence* sequence) {
 
 void Scheduler::Remove(Sequence* sequence) {
   ReleaseBlocks(sequence);
+  nobody_fits_ = false;
   const bool runs = sequence->state == SequenceState::kRunning;
   std::erase(runs ? running_ : waiting_, sequence);
   account(*sequence).running -= runs;
@@ -282,21 +283,50 @@ bool Scheduler::Admit(Sequence* sequence, int* budget) {
   return true;
 }
 
+void Scheduler::ChooseDecoders() {
+  decoders_.clear();
+  decoder_ids_.clear();
+  for (Sequence* sequence : running_) {
+    sequence->left_out = false;
+    if (!sequence->decodes()) continue;
+    decoders_.push_back(sequence);
+    decoder_ids_.push_back(sequence->spec.id);
+  }
+  // A prompt touches most experts, so that decodes beside it cost little.
+  const bool prompts = decoders_.size() < running_.size() ||
+                       (!waiting_.empty() && running() < options_.max_running && !nobody_fits_);
+  if (former_ == nullptr || prompts || decoders_.size() < 2) return;
+  chosen_.assign(decoders_.size(), 1);
+  former_->Choose(decoder_ids_, chosen_);
+  for (size_t i = 0; i < decoders_.size(); ++i) decoders_[i]->left_out = chosen_[i] == 0;
+}
+
 bool Scheduler::Decode() {
   const size_t before = batch_.preempted.size();
   // Who grows may preempt who has grown: chunks are made when all have.
   for (size_t i = 0; i < running_.size();) {
     Sequence* sequence = running_[i];
-    if (sequence->computed + 1 == sequence->size()) Grow(sequence);
+    if (sequence->decodes() && !sequence->left_out) Grow(sequence);
     // Sequences before it may be gone, and so may itself.
     i = static_cast<size_t>(
         std::upper_bound(running_.begin(), running_.end(), sequence, ServedBefore) -
         running_.begin());
   }
   for (const Sequence* sequence : running_) {
-    if (sequence->computed + 1 == sequence->size()) AddChunk(*sequence, 1, /*decode=*/true);
+    if (sequence->decodes() && !sequence->left_out) AddChunk(*sequence, 1, /*decode=*/true);
   }
   return batch_.preempted.size() == before;
+}
+
+bool Scheduler::DecodeChosen() {
+  ChooseDecoders();
+  bool all_kept = Decode();
+  // All of those chosen may have had to give way.
+  if (batch_.chunks.empty() && !running_.empty()) {
+    for (Sequence* sequence : running_) sequence->left_out = false;
+    all_kept = Decode() && all_kept;
+  }
+  return all_kept;
 }
 
 void Scheduler::GoOn(Sequence* sequence, int* budget) {
@@ -355,7 +385,7 @@ const Batch& Scheduler::Schedule() {
   prefilling_.clear();
   prompt_rows_left_ = prompt_rows_;
   MakeRoom();
-  const bool admit = Decode();
+  const bool admit = DecodeChosen();
   const bool bounded = options_.max_decode_stall_seconds > 0 && decode_work_ > 0;
   prompt_work_left_ =
       bounded ? cost_.PromptWork(decode_work_, options_.max_decode_stall_seconds, offloaded_)
@@ -363,6 +393,7 @@ const Batch& Scheduler::Schedule() {
   AddPrompts(admit);
   SLUICE_CHECK(!batch_.chunks.empty() || sequences_.empty(), "someone waits and nothing runs");
   in_step_ = !batch_.chunks.empty();
+  nobody_fits_ = !waiting_.empty() && batch_.prompt_tokens == 0;
   return batch_;
 }
 

@@ -61,18 +61,12 @@
 //   is kept once: what a token's keys and values are does not depend on who computed them. The
 //   chunk of a failed sequence is never known. Rows of prompt tokens that are wanted are computed.
 //
-// Where to go on (issue 5, points 1 and 6)
-//   Batches by expert affinity. Who shares a step is chosen in two places of Schedule, and nowhere
-//   else: Decode takes every running sequence whose prompt is computed, and the lines of
-//   Account::candidates say which prompt goes on next. A batch former is an interface with two
-//   questions, asked there with ids only: which of these sequences decode in this step (the others
-//   keep their blocks; each must be asked for again before max_affinity_delay_ms have passed since
-//   its last step), and which of the first few candidates of this account goes first (ageing: one
-//   that was passed over for max_affinity_delay_ms goes first). It owns the predicted expert sets
-//   by SequenceId, fed by the runtime after each step; Schedule tells it of the ends. First come is
-//   the former that answers "all" and "the first". Deficits, the stall bound and memory are checked
-//   after its answer, so that no former can break them. SetOffloaded says when it is worth asking.
+// Batch former (batch_former.h)
+//   In steps without prompts it may choose who of those who can decode do; the others keep their
+//   blocks. Deficits, the bound on stalls and memory are decided without it. Without a former all
+//   decode.
 //
+// Where to go on
 //   Drafts. A decode is a chunk of one token; with drafts it is one of 1 + k tokens, all rows
 //   wanted, and ChunkResult carries the accepted tokens: Commit appends them, sets `computed`
 //   behind the last accepted one, and must not index blocks past it. Grow then asks for size + k.
@@ -98,6 +92,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/scheduler/batch_former.h"
 #include "engine/scheduler/kv_block_pool.h"
 #include "engine/scheduler/prefix_index.h"
 #include "engine/scheduler/sequence.h"
@@ -194,6 +189,8 @@ class Scheduler {
   void ObserveStep(double seconds);
   // Whether experts of prompts may come from disk: then chunks beside decodes grow step by step.
   void SetOffloaded(bool offloaded) { offloaded_ = offloaded; }
+  // `former` outlives the scheduler; null: everybody decodes.
+  void SetBatchFormer(BatchFormer* former) { former_ = former; }
   // Steps in which prompts kept decodes waiting for longer than max_decode_stall_seconds.
   uint64_t stalls() const { return stalls_; }
 
@@ -237,8 +234,12 @@ class Scheduler {
   void MakeRoom();
   // Blocks that must become free before the sequence, whose MatchPrefix was called, is admitted.
   int BlocksMissing(const Sequence& sequence) const;
-  // Chunks of one token for all who decode; false when somebody was preempted for it.
+  // Marks those that the batch former leaves out of the step.
+  void ChooseDecoders();
+  // Chunks of one token for all who decode and are not left out; false when somebody was preempted
+  // for it.
   bool Decode();
+  bool DecodeChosen();
   void AddPrompts(bool admit);
   void GoOn(Sequence* sequence, int* budget);
   bool Admit(Sequence* sequence, int* budget);
@@ -279,6 +280,11 @@ class Scheduler {
   double decode_work_ = 0, prompt_work_ = 0;  // of the step, in StepCost's units
   double prompt_work_left_ = 0;               // of the step being made
   bool offloaded_ = false;
+  BatchFormer* former_ = nullptr;
+  bool nobody_fits_ = false;         // of those who wait, as of the last step
+  std::vector<Sequence*> decoders_;  // of ChooseDecoders
+  std::vector<SequenceId> decoder_ids_;
+  std::vector<uint8_t> chosen_;
   uint64_t stalls_ = 0;
   bool in_step_ = false;
   uint64_t arrivals_ = 0;

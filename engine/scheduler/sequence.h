@@ -44,12 +44,15 @@ struct Sequence {
   int prompt_rows_done = 0;  // rows [0, prompt_rows_done) were delivered, before any preemption too
   SequenceState state = SequenceState::kWaiting;
   int preemptions = 0;          // 1 at most
+  bool left_out = false;        // of the step being made, by the batch former
   bool promised = false;        // runs, and the blocks for all that it may generate are its own
   double rank = 0;              // smaller is served first: see Scheduler
   uint64_t arrival_number = 0;  // breaks ties of rank
 
   int size() const { return static_cast<int>(tokens.size()); }
   int generated() const { return size() - prompt_size; }
+  // Runs, and its next chunk is its newest token.
+  bool decodes() const { return state == SequenceState::kRunning && computed + 1 == size(); }
 };
 
 // Strict orders by rank, then by arrival.

@@ -28,6 +28,8 @@ Examples:
 
 struct Arguments {
   BenchmarkOptions options;
+  std::string batch_order = "auto";
+  int max_affinity_delay_ms = 2000;
   std::string model, cache_directory, isa = "auto", kv_dtype = "auto";
   CommandLine experts;
   bool json = false;
@@ -129,6 +131,8 @@ int Run(const Arguments& arguments) {
     return kExitUsage;
   }
   options.kv_dtype = ParseKvDType(arguments.kv_dtype);
+  options.batch_order = *ParseBatchOrder(arguments.batch_order);  // checked when parsed
+  options.max_affinity_delay_seconds = arguments.max_affinity_delay_ms / 1000.0;
   if (!options.kv_dtype && arguments.kv_dtype != "auto") {
     std::fprintf(stderr, "sluice bench: unknown --kv-dtype %s; use auto, f32, f16, bf16 or q8\n",
                  arguments.kv_dtype.c_str());
@@ -206,6 +210,16 @@ void AddBench(CLI::App& app, int* exit_code) {
       ->add_option("--threads", o.threads, "Compute threads; 0: the cores that the process may use")
       ->capture_default_str();
   command->add_option("--repeats", o.repeats, "Counted runs of each test, after one warm-up")
+      ->capture_default_str();
+  command
+      ->add_option("--batch-order", arguments->batch_order,
+                   "Who decodes together where experts come from disk")
+      ->check(CLI::IsMember({"auto", "affinity", "longest-queue", "fcfs"}))
+      ->capture_default_str();
+  command
+      ->add_option("--max-affinity-delay-ms", arguments->max_affinity_delay_ms,
+                   "Most that a stream waits for others with the same experts")
+      ->check(CLI::Range(1, 3600000))
       ->capture_default_str();
   command->add_option("--prefill-chunk", o.prefill_chunk, "Most prompt tokens in one step")
       ->capture_default_str();

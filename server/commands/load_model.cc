@@ -202,6 +202,8 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   options.prefill_chunk = config.engine.prefill_chunk;
   options.max_decode_stall_seconds = config.engine.max_decode_stall_ms / 1000.0;
   options.prefix_cache = config.engine.prefix_cache == "on";
+  options.batch_order = *ParseBatchOrder(config.engine.batch_order);  // checked by the schema
+  options.max_affinity_delay_seconds = config.engine.max_affinity_delay_ms / 1000.0;
   served->engine = Engine::Start(std::move(*model), options,
                                  [metrics](int batch_tokens, int sequences, double step_seconds) {
                                    metrics->ObserveStep(batch_tokens, sequences, step_seconds);

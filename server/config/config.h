@@ -65,6 +65,8 @@ struct EngineSettings {
   int prefill_chunk = 512;
   int max_decode_stall_ms = 250;
   std::string prefix_cache = "on";
+  std::string batch_order = "auto";
+  int max_affinity_delay_ms = 2000;
 };
 
 struct LogSettings {

@@ -37,9 +37,9 @@ class FakeExperts final : public ExpertOutlook {
     ++now_;
     for (const int e : touched) last_used_[e] = now_;
     while (static_cast<int>(last_used_.size()) > capacity_) {
-      last_used_.erase(std::min_element(
-          last_used_.begin(), last_used_.end(),
-          [](const auto& a, const auto& b) { return a.second < b.second; }));
+      last_used_.erase(
+          std::min_element(last_used_.begin(), last_used_.end(),
+                           [](const auto& a, const auto& b) { return a.second < b.second; }));
     }
     last_.touched = static_cast<int>(touched.size());
     last_.missed = missed;
@@ -80,11 +80,9 @@ class Bench {
  public:
   Bench(FakeExperts* experts, BatchOrder order, double max_delay)
       : experts_(experts),
-        former_({.order = order,
-                 .max_delay_seconds = max_delay,
-                 .dense_bytes = 2,
-                 .expert_bytes = 1},
-                experts, &clock_) {}
+        former_(
+            {.order = order, .max_delay_seconds = max_delay, .dense_bytes = 2, .expert_bytes = 1},
+            experts, &clock_) {}
 
   Outcome Run(const std::vector<SequenceId>& ids, int steps) {
     Outcome outcome;
@@ -140,8 +138,8 @@ FakeExperts TwoTopics() {
 TEST_CASE("Everybody decodes while all experts are in memory", "[runtime][affinity]") {
   FakeExperts experts(64, 64);
   for (const int64_t stream : {1, 2, 3, 4}) experts.Add(stream, Range(0, 64));
-  for (const BatchOrder order : {BatchOrder::kFcfs, BatchOrder::kLongestQueue,
-                                 BatchOrder::kAffinity, BatchOrder::kAuto}) {
+  for (const BatchOrder order :
+       {BatchOrder::kFcfs, BatchOrder::kLongestQueue, BatchOrder::kAffinity, BatchOrder::kAuto}) {
     Bench bench(&experts, order, 1);
     for (const auto& group : bench.Run(kFour, 50).groups) CHECK(group == kFour);
   }
@@ -153,7 +151,8 @@ TEST_CASE("Sequences on one topic decode together, and topics take turns", "[run
   const Outcome affinity = Bench(&experts, BatchOrder::kAffinity, 2).Run(kFour, 400);
   int mixed = 0;
   for (const auto& group : affinity.groups) {
-    mixed += group == std::vector<SequenceId>{1, 3} || group == std::vector<SequenceId>{2, 4} ? 0 : 1;
+    mixed +=
+        group == std::vector<SequenceId>{1, 3} || group == std::vector<SequenceId>{2, 4} ? 0 : 1;
   }
   CHECK(mixed <= 20);
   CHECK(affinity.tokens / affinity.seconds > 2 * plain.tokens / plain.seconds);
@@ -240,11 +239,9 @@ TEST_CASE("auto gives affinity up where it does not pay, and keeps it where it d
   };
   const auto run = [](ExpertOutlook* outlook, FakeExperts* truth) {
     ManualClock clock;
-    AffinityFormer former({.order = BatchOrder::kAuto,
-                           .max_delay_seconds = 1,
-                           .dense_bytes = 2,
-                           .expert_bytes = 1},
-                          outlook, &clock);
+    AffinityFormer former(
+        {.order = BatchOrder::kAuto, .max_delay_seconds = 1, .dense_bytes = 2, .expert_bytes = 1},
+        outlook, &clock);
     int all = 0;
     for (int i = 0; i < 6000; ++i) {
       std::vector<uint8_t> chosen(kFour.size());
