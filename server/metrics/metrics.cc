@@ -193,6 +193,16 @@ void Metrics::Impl::AddEngine(const EngineStats& s, Snapshot& out) const {
   out.Counter("sluice_decode_stalls_total",
               "Steps in which prompts held decodes up for longer than max_decode_stall_ms.",
               static_cast<double>(s.decode_stalls));
+  out.Counter("sluice_batch_choices_total",
+              "Steps in which some of the sequences that could decode might be left out.",
+              static_cast<double>(s.affinity.steps));
+  out.Counter("sluice_batch_left_out_total", "Sequences that others went before in those steps.",
+              static_cast<double>(s.affinity.candidates - s.affinity.chosen));
+  out.Counter("sluice_batch_slices_total", "Times that a group of sequences began its turn.",
+              static_cast<double>(s.affinity.slices));
+  out.Gauge("sluice_batch_longest_wait_seconds",
+            "Longest time that a sequence which could decode waited for its step.",
+            s.affinity.longest_wait_seconds);
   out.Counter("sluice_prefill_seconds_total", "Prefill time summed over sequences.",
               s.prefill_seconds);
   out.Counter("sluice_decode_seconds_total", "Decode time summed over sequences.",

@@ -17,34 +17,6 @@ namespace {
 constexpr const char* kPredictors[] = {"", "cross-layer", "previous-token", "prior",
                                        "activation-path"};
 
-// The budgets that matter, in bytes: `least` for one layer's experts, `all` for every expert.
-struct Budgets {
-  explicit Budgets(Model* model) {
-    uint64_t refused = 0, accepted = uint64_t{1} << 40;
-    REQUIRE(model->SetMemoryBudget(accepted).has_value());
-    all = Capacity(*model);
-    while (accepted - refused > 1) {
-      const uint64_t middle = refused + (accepted - refused) / 2;
-      (model->SetMemoryBudget(middle) ? accepted : refused) = middle;
-    }
-    least_budget = accepted;
-    REQUIRE(model->SetMemoryBudget(accepted).has_value());
-    least = Capacity(*model);
-    REQUIRE(least < all);
-  }
-  static uint64_t Capacity(const Model& model) {
-    return model.expert_stats()->tiers.at(0).capacity_bytes;
-  }
-  // A budget that leaves the experts least + share * (all - least).
-  uint64_t At(double share) const {
-    const double more = share * static_cast<double>(all - least);
-    return least_budget + static_cast<uint64_t>(more * 512 / 511) + (share > 0 ? 8192 : 0);
-  }
-
-  uint64_t least_budget = 0;
-  uint64_t least = 0, all = 0;  // bytes of experts
-};
-
 // With every expert read before the first step.
 std::vector<float> Resident(const TestPack& pack) {
   const auto model = pack.Load();
