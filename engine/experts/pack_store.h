@@ -40,7 +40,7 @@ struct PackStoreOptions {
   // Pieces in flight while demands are queued: two experts of four pieces, so that a step's second
   // miss does not wait for this thread to be run.
   int depth = 2 * kReadDepth;
-  int background_depth = 3;  // while none is
+  int background_depth = 4;  // while none is
 };
 
 class PackStore final : public ExpertStore {

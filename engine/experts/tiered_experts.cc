@@ -12,8 +12,9 @@ namespace {
 
 // Layers looked at for reads ahead, beyond which guesses are worth little.
 constexpr int kMaxDistance = 4;
-// A guess below this is not worth a read, however idle the disk is.
-constexpr float kLeastProbability = 0.3f;
+// A guess below this is not worth a read: a demand that comes meanwhile waits for it. Measured at
+// half and a quarter of a model, against 0.3 and 0.5: 4 to 9% more tokens, 6% fewer bytes.
+constexpr float kLeastProbability = 0.7f;
 // Experts handed over together while others wait for memory: small enough that memory comes free
 // while the next are computed, large enough to keep all workers busy.
 constexpr size_t kWave = 8;
