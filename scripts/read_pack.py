@@ -23,8 +23,16 @@ except ImportError:
 
 PROJECTIONS = ("gate", "up", "down")
 PANEL_ROWS, UNIT_COLS, SUPER_COLS = 16, 32, 256
-SUPER_ARRAYS = {"f16": 0, "f16_min": 0, "u8_min": 2, "i8": 1}  # of F16, per 256 columns
-GROUP_BYTES = {"f16": 2, "f16_min": 4, "u8_min": 2, "i8": 1}   # per row and group
+# Arrays of F16 per 256 columns, and bytes per row and group.
+SUPER_ARRAYS = {"f16": 0, "f16_min": 0, "u8_min": 2, "i8": 1, "iq4_f16": 0, "iq4_i8": 1, "e2m1_e8m0": 0}
+GROUP_BYTES = {"f16": 2, "f16_min": 4, "u8_min": 2, "i8": 1, "iq4_f16": 2, "iq4_i8": 1, "e2m1_e8m0": 1}
+IQ4 = [[-95, -29, 19, 81],
+       [-116, -74, -42, -16, 7, 32, 61, 101],
+       [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]]
+E2M1 = [[-30, -6, 6, 30],
+        [-40, -20, -10, -2, 2, 10, 20, 40],
+        [-48, -32, -24, -16, -12, -8, -4, 0, 0, 4, 8, 12, 16, 24, 32, 48]]
+CODE_TABLES = {"iq4_f16": (IQ4, 1), "iq4_i8": (IQ4, 1), "e2m1_e8m0": (E2M1, 0.25)}  # and what mul is
 
 
 class PackError(Exception):
@@ -101,6 +109,9 @@ class Layout:
         """mul and add of the leading bits that `planes` planes hold."""
         if self.levels:
             return self.levels[2 * planes - 2:2 * planes]
+        if self.scales in CODE_TABLES:
+            unit = CODE_TABLES[self.scales][1]
+            return [unit, -128 * unit]
         h = 1 << (self.bits - sum(plane_widths(self.bits)[:planes]))
         centre = 1 << (self.bits - 1) if self.scales in ("f16", "i8") else 0
         return [h, (h - 1) / 2 - centre]
@@ -156,7 +167,11 @@ def decode_scales(layout, head):
         raw = np.ascontiguousarray(raw[:, :2 * int(np.prod(shape))])
         return raw.view("<f2").reshape(-1, *shape).astype(np.float32)
 
-    if layout.scales in ("f16", "f16_min"):
+    if layout.scales == "e2m1_e8m0":
+        e = scales[:, :layout.groups * PANEL_ROWS].reshape(-1, layout.groups, PANEL_ROWS)
+        s = np.ldexp(np.float32(1), e.astype(np.int32) - 128)
+        return s.transpose(0, 2, 1), np.zeros_like(s).transpose(0, 2, 1)
+    if layout.scales in ("f16", "f16_min", "iq4_f16"):
         arrays = halves(scales, layout.groups, GROUP_BYTES[layout.scales] // 2, PANEL_ROWS)
         s = arrays[:, :, 0]
         m = arrays[:, :, 1] if layout.scales == "f16_min" else np.zeros_like(s)
@@ -166,7 +181,7 @@ def decode_scales(layout, head):
         small = small.reshape(-1, layout.groups, per_group, PANEL_ROWS)
         of_group = np.arange(layout.groups) * layout.group // SUPER_COLS
         d = halves(supers, layout.supers, SUPER_ARRAYS[layout.scales], PANEL_ROWS)[:, of_group]
-        if layout.scales == "i8":
+        if layout.scales in ("i8", "iq4_i8"):
             s = d[:, :, 0] * small[:, :, 0].view(np.int8).astype(np.float32)
             m = np.zeros_like(s)
         else:
@@ -187,6 +202,8 @@ def decode_nested(layout, planes):
         width = plane_widths(layout.bits)[plane]
         fields = decode_codes(layout, np.ascontiguousarray(raw), width)
         codes = fields if codes is None else codes << width | fields
+    if layout.scales in CODE_TABLES:
+        codes = (np.array(CODE_TABLES[layout.scales][0][len(planes) - 1]) + 128)[codes]
     mul, add = (np.float32(x) for x in layout.level(len(planes)))
     spread = [np.repeat(x, layout.group, axis=2) for x in (s, m)]
     values = spread[0] * (mul * codes.astype(np.float32) + add)

@@ -67,7 +67,31 @@ void ImportQ8_0(const uint8_t* b, int index, const RowFields& row) {
   for (int i = 0; i < 32; ++i) row.codes[index * 32 + i] = b[2 + i] ^ 0x80;
 }
 
+void ImportIq4Nl(const uint8_t* b, int index, const RowFields& row) {
+  row.scale[index * kLanes] = LoadHalf(b);
+  Nibbles(b + 2, 0, row.codes + index * 32);
+}
+void ImportMxfp4(const uint8_t* b, int index, const RowFields& row) {
+  row.scale[index * kLanes] = b[0];
+  uint8_t* codes = row.codes + index * 32;
+  Nibbles(b + 1, 0, codes);
+  // A sign and a magnitude there, ascending values here.
+  for (int i = 0; i < 32; ++i) {
+    codes[i] = static_cast<uint8_t>(codes[i] < 8 ? codes[i] + 8 : 15 - codes[i]);
+  }
+}
+
 // Blocks of 256: index counts supers.
+void ImportIq4Xs(const uint8_t* b, int index, const RowFields& row) {
+  row.super_scale[index * kLanes] = LoadHalf(b);
+  const uint16_t high = LoadHalf(b + 2);
+  for (int g = 0; g < 8; ++g) {
+    const int low = (b[4 + g / 2] >> (4 * (g % 2))) & 15;
+    const int scale = low | ((high >> (2 * g)) & 3) << 4;
+    row.scale[(index * 8 + g) * kLanes] = static_cast<uint8_t>(scale - 32);
+    Nibbles(b + 8 + 16 * g, 0, row.codes + index * kSuper + 32 * g);
+  }
+}
 void ImportQ2_K(const uint8_t* b, int index, const RowFields& row) {
   row.super_scale[index * kLanes] = LoadHalf(b + 80);
   row.super_min[index * kLanes] = LoadHalf(b + 82);
@@ -160,7 +184,7 @@ struct Import {
   NestedFormat format;
   ImportBlock block;
 };
-constexpr std::array<Import, 10> kImports = {{
+constexpr std::array<Import, 13> kImports = {{
     {GgufType::kQ4_0, {ScaleKind::kF16, 32, 4}, ImportQ4_0},
     {GgufType::kQ4_1, {ScaleKind::kF16Min, 32, 4}, ImportQ4_1},
     {GgufType::kQ5_0, {ScaleKind::kF16, 32, 5}, ImportQ5_0},
@@ -171,6 +195,9 @@ constexpr std::array<Import, 10> kImports = {{
     {GgufType::kQ4_K, {ScaleKind::kU8Min, 32, 4}, ImportQ4_K},
     {GgufType::kQ5_K, {ScaleKind::kU8Min, 32, 5}, ImportQ5_K},
     {GgufType::kQ6_K, {ScaleKind::kI8, 16, 6}, ImportQ6_K},
+    {GgufType::kIq4Nl, {ScaleKind::kIq4F16, 32, 4}, ImportIq4Nl},
+    {GgufType::kIq4Xs, {ScaleKind::kIq4I8, 32, 4}, ImportIq4Xs},
+    {GgufType::kMxfp4, {ScaleKind::kE2m1E8m0, 32, 4}, ImportMxfp4},
 }};
 
 const Import* FindImport(GgufType type) {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/base/check.h"
 #include "engine/convert/expert_error.h"
 #include "engine/convert/expert_profile.h"
 #include "engine/convert/layer_calibrator.h"
@@ -38,9 +39,8 @@ WeightTarget Quantized(NestedFormat format) {
 WeightTarget MatrixTarget(const CheckpointWeight& weight, int bits, WeightForm float_form) {
   if (bits != 0) return Quantized(ExpertFormat(bits));
   if (ExactFormat(weight.type.type)) return {.kind = Kind::kExact};
-  if (IsGgufFloat(weight.type.type)) return {.kind = Kind::kFloats, .form = float_form};
-  // Values that are not equally spaced (IQ4_NL, IQ4_XS, MXFP4).
-  return Quantized(ExpertFormat(8));
+  SLUICE_CHECK(IsGgufFloat(weight.type.type));
+  return {.kind = Kind::kFloats, .form = float_form};
 }
 
 // Relative to the mean of the second moments' diagonal, as GPTQ has it.

@@ -22,7 +22,7 @@ struct InputStatistics {
 };
 
 struct QuantizerOptions {
-  NestedFormat format;
+  NestedFormat format;  // no table kind: those are only imported
   // How much the squared error at each number of planes counts when scales and codes are chosen;
   // [NestedPlanes(bits)], the last one is full precision. Empty: DefaultLevelWeights.
   std::vector<double> level_weights = {};
@@ -73,8 +73,7 @@ class LevelFit {
   std::vector<Sums> sums_;  // [planes - 1]
 };
 
-// The format that holds blocks of this type without loss, or nothing (floats; IQ4 and MXFP4 types,
-// whose values are not equally spaced).
+// The format that holds blocks of this type without loss, or nothing (floats).
 std::optional<NestedFormat> ExactFormat(GgufType type);
 // Up to 16 rows of blocks as a panel of ExactFormat(type): DequantizeNested of it equals
 // DequantizeGguf of them, bit for bit (up to -0). `blocks`: GgufBytes(row_count * cols) bytes.

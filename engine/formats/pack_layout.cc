@@ -70,7 +70,9 @@ namespace {
 
 constexpr std::array kForms = {"row_major", "panels", "nested"};
 constexpr std::array kDTypes = {DType::kF32, DType::kF16, DType::kBF16};
-constexpr std::array kScaleKinds = {"f16", "f16_min", "u8_min", "i8"};
+constexpr std::array kScaleNames = {"f16",     "f16_min", "u8_min",   "i8",
+                                    "iq4_f16", "iq4_i8",  "e2m1_e8m0"};
+static_assert(kScaleNames.size() == kScaleKinds);
 
 template <class T>
 void Store(std::byte* at, T value) {
@@ -215,7 +217,7 @@ std::string LayoutFault(const WeightLayout& layout) {
 nlohmann::ordered_json LayoutToJson(const WeightLayout& layout) {
   nlohmann::ordered_json json = {{"form", kForms[static_cast<size_t>(layout.form)]}};
   if (layout.form == WeightForm::kNested) {
-    json["scales"] = kScaleKinds[static_cast<size_t>(layout.nested.scales)];
+    json["scales"] = kScaleNames[static_cast<size_t>(layout.nested.scales)];
     json["group"] = layout.nested.group;
     json["bits"] = layout.nested.bits;
   } else {
@@ -236,8 +238,8 @@ Result<WeightLayout> LayoutFromJson(const nlohmann::json& json) {
   }
   layout.form = static_cast<WeightForm>(choice);
   if (layout.form == WeightForm::kNested) {
-    if (!OneOf(json, "scales", kScaleKinds, &choice)) {
-      return Corrupt("has no scales among f16, f16_min, u8_min and i8");
+    if (!OneOf(json, "scales", kScaleNames, &choice)) {
+      return Corrupt("has no scales among f16, f16_min, u8_min, i8, iq4_f16, iq4_i8 and e2m1_e8m0");
     }
     layout.nested.scales = static_cast<ScaleKind>(choice);
     if (!WholeNumber(json, "group", 1, 255, &number)) return Corrupt("has no group size");

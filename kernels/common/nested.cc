@@ -1,6 +1,7 @@
 #include "kernels/common/nested.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/common/half.h"
@@ -107,11 +108,13 @@ void GetBytes(const std::byte* in, int index, std::vector<uint16_t>* values) {
   for (int row = 0; row < kNestedRows; ++row) to[row] = std::to_integer<uint16_t>(in[row]);
 }
 
-bool HasSupers(NestedFormat f) {
-  return f.scales == ScaleKind::kU8Min || f.scales == ScaleKind::kI8;
-}
-bool HasMin(NestedFormat f) {
-  return f.scales == ScaleKind::kU8Min || f.scales == ScaleKind::kF16Min;
+bool HasSupers(NestedFormat f) { return HasSuperScales(f.scales); }
+bool HasMin(NestedFormat f) { return HasGroupMinima(f.scales); }
+bool HasByteScales(NestedFormat f) { return HasSupers(f) || f.scales == ScaleKind::kE2m1E8m0; }
+
+// 2^(e - 128), subnormal numbers included.
+float HalfPowerOf(uint16_t e) {
+  return std::bit_cast<float>(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
 }
 
 }  // namespace
@@ -121,13 +124,17 @@ NestedAffine NestedAffineOf(NestedFormat f, const NestedPanel& panel, int group,
   const size_t super = static_cast<size_t>(group) * f.group / kNestedSuperCols * kNestedRows + row;
   switch (f.scales) {
     case ScaleKind::kF16:
+    case ScaleKind::kIq4F16:
       return {F16ToF32(panel.scale[at]), 0};
     case ScaleKind::kF16Min:
       return {F16ToF32(panel.scale[at]), F16ToF32(panel.min[at])};
     case ScaleKind::kU8Min:
       return {F16ToF32(panel.super_scale[super]) * static_cast<float>(panel.scale[at]),
               -(F16ToF32(panel.super_min[super]) * static_cast<float>(panel.min[at]))};
+    case ScaleKind::kE2m1E8m0:
+      return {HalfPowerOf(panel.scale[at] & 0xff), 0};
     case ScaleKind::kI8:
+    case ScaleKind::kIq4I8:
       break;
   }
   const auto steps = static_cast<int8_t>(panel.scale[at] & 0xff);
@@ -162,8 +169,8 @@ void EncodeNestedPanel(NestedFormat format, int cols, const NestedPanel& source,
     }
   }
   std::byte* out = first + places.scales;
-  const auto put = HasSupers(format) ? PutBytes : PutHalves;
-  const size_t step = HasSupers(format) ? kNestedRows : 2 * kNestedRows;
+  const auto put = HasByteScales(format) ? PutBytes : PutHalves;
+  const size_t step = HasByteScales(format) ? kNestedRows : 2 * kNestedRows;
   for (int group = 0; group < NestedGroups(format, cols); ++group) {
     put(source.scale, group, out);
     out += step;
@@ -200,8 +207,8 @@ void DecodeNestedPanel(NestedFormat format, int cols, int panel, const std::byte
     }
   }
   const std::byte* in = first + places.scales;
-  const auto get = HasSupers(format) ? GetBytes : GetHalves;
-  const size_t step = HasSupers(format) ? kNestedRows : 2 * kNestedRows;
+  const auto get = HasByteScales(format) ? GetBytes : GetHalves;
+  const size_t step = HasByteScales(format) ? kNestedRows : 2 * kNestedRows;
   for (int group = 0; group < NestedGroups(format, cols); ++group) {
     get(in, group, &out->scale);
     in += step;
@@ -225,6 +232,13 @@ void DequantizeNested(NestedFormat format, int cols, const std::byte* const* pla
                       float* out) {
   const int dropped = format.bits - NestedPrecision(format.bits, plane_count);
   const auto row_codes = static_cast<size_t>(NestedPaddedCols(cols));
+  // What a code counts for.
+  float values[256];
+  const bool e2m1 = format.scales == ScaleKind::kE2m1E8m0;
+  for (int q = 0; q < 1 << (format.bits - dropped); ++q) {
+    values[q] = static_cast<float>(
+        HasCodeTable(format.scales) ? kCodeTables[e2m1 ? 1 : 0][plane_count - 1][q] : q);
+  }
   NestedPanel panel;
   int decoded = -1;
   for (int i = 0; i < row_count; ++i) {
@@ -239,7 +253,7 @@ void DequantizeNested(NestedFormat format, int cols, const std::byte* const* pla
       const NestedAffine affine = NestedAffineOf(format, panel, group, row);
       const int end = std::min<int>(begin + format.group, cols);
       for (int k = begin; k < end; ++k) {
-        const auto q = static_cast<float>(codes[k] >> dropped);
+        const float q = values[codes[k] >> dropped];
         to[k] = affine.scale * (level.mul * q + level.add) + affine.min;
       }
     }

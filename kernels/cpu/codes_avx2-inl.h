@@ -111,6 +111,27 @@ SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
           _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.hi, 7), low.hi))};
 }
 
+struct CodeTable {
+  __m256i v;
+};
+SLUICE_INLINE CodeTable LoadTable(const uint8_t* from) {
+  return {_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+}
+SLUICE_INLINE Codes LookUp(CodeTable table, Codes codes) {
+  return {_mm256_shuffle_epi8(table.v, codes.lo), _mm256_shuffle_epi8(table.v, codes.hi)};
+}
+
+SLUICE_INLINE __m256 PowersOf(__m256i e) {
+  const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+  const __m256i tiny = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+  return _mm256_castsi256_ps(
+      _mm256_blendv_epi8(normal, tiny, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+}
+SLUICE_INLINE Vec LoadE8m0(const uint8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {PowersOf(_mm256_cvtepu8_epi32(bytes)),
+          PowersOf(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),

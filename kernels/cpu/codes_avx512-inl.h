@@ -68,6 +68,23 @@ SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
   return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.v, 7), low.v))};
 }
 
+struct CodeTable {
+  __m512i v;
+};
+SLUICE_INLINE CodeTable LoadTable(const uint8_t* from) {
+  return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+}
+SLUICE_INLINE Codes LookUp(CodeTable table, Codes codes) {
+  return {_mm512_shuffle_epi8(table.v, codes.v)};
+}
+
+SLUICE_INLINE Vec LoadE8m0(const uint8_t* from) {
+  const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+  const __mmask16 tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+  return {
+      _mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, tiny, _mm512_set1_epi32(0x00200000), e))};
+}
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};

@@ -96,6 +96,28 @@ SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
   return v;
 }
 
+struct CodeTable {
+  uint8x16_t v;
+};
+SLUICE_INLINE CodeTable LoadTable(const uint8_t* from) { return {vld1q_u8(from)}; }
+SLUICE_INLINE Codes LookUp(CodeTable table, Codes codes) {
+  SLUICE_UNROLL(4)
+  for (int i = 0; i < 4; ++i) codes.q[i] = vqtbl1q_u8(table.v, codes.q[i]);
+  return codes;
+}
+
+SLUICE_INLINE float32x4_t PowersOf(uint32x4_t e) {
+  const uint32x4_t normal = vshlq_n_u32(vsubq_u32(e, vdupq_n_u32(1)), 23);
+  const uint32x4_t tiny = vshlq_u32(vdupq_n_u32(0x00200000), vreinterpretq_s32_u32(e));
+  return vreinterpretq_f32_u32(vbslq_u32(vcltq_u32(e, vdupq_n_u32(2)), tiny, normal));
+}
+SLUICE_INLINE Vec LoadE8m0(const uint8_t* from) {
+  const uint8x16_t bytes = vld1q_u8(from);
+  const uint16x8_t low = vmovl_u8(vget_low_u8(bytes));
+  const uint16x8_t high = vmovl_u8(vget_high_u8(bytes));
+  return {{PowersOf(vmovl_u16(vget_low_u16(low))), PowersOf(vmovl_u16(vget_high_u16(low))),
+           PowersOf(vmovl_u16(vget_low_u16(high))), PowersOf(vmovl_u16(vget_high_u16(high)))}};
+}
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   const uint8x16_t bytes = vld1q_u8(from);
   const uint16x8_t low = vmovl_u8(vget_low_u8(bytes));

@@ -23,7 +23,10 @@
 //   JoinDots(high, low)    128 * high + low as F32, in 32-bit integers before, of sums started by
 //   {}
 //                          or CentredDots
+//   CodeTable, LoadTable   16 bytes to look codes up in
+//   LookUp(table, codes)   table[code] for every byte, a code of up to 4 bits
 //   LoadU8, LoadI8         16 bytes as F32
+//   LoadE8m0               16 bytes e as 2^(e - 128)
 //   StoreI8                16 integral values in [-128, 127] as bytes
 // and the constants
 //   kNestedMaxTile         most tokens that a register tile holds
@@ -116,6 +119,31 @@ SLUICE_INLINE Vec JoinDots(const Dots<8>& high, const Dots<8>& low) {
   return DotsToVec(sum, 0);
 }
 
+struct CodeTable {
+  uint8_t value[16];
+};
+SLUICE_INLINE CodeTable LoadTable(const uint8_t* from) {
+  CodeTable table;
+  __builtin_memcpy(&table, from, sizeof table);
+  return table;
+}
+SLUICE_INLINE Codes LookUp(const CodeTable& table, Codes codes) {
+  uint8_t bytes[64];
+  __builtin_memcpy(bytes, &codes, sizeof bytes);
+  for (int i = 0; i < 64; ++i) bytes[i] = table.value[bytes[i]];
+  __builtin_memcpy(&codes, bytes, sizeof bytes);
+  return codes;
+}
+
+SLUICE_INLINE Vec LoadE8m0(const uint8_t* from) {
+  Vec v;
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t e = from[i];
+    const uint32_t bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+    __builtin_memcpy(&v.lane[i], &bits, sizeof bits);
+  }
+  return v;
+}
 SLUICE_INLINE Vec LoadU8(const uint8_t* from) {
   Vec v;
   for (int i = 0; i < 16; ++i) v.lane[i] = static_cast<float>(from[i]);

@@ -107,6 +107,7 @@ SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens
                                 : UnitsTileOf<width, 2>(shape, tokens);
 }
 SLUICE_INLINE UnitsTileFunction UnitsTileOf(const NestedShape& shape, int tokens) {
+  if (shape.table != nullptr) return UnitsTileOf<kDotWidth<8>>(shape, tokens);
   if (shape.precision <= 4) return UnitsTileOf<kDotWidth<4>>(shape, tokens);
   if (shape.precision <= 6) return UnitsTileOf<kDotWidth<6>>(shape, tokens);
   return UnitsTileOf<kDotWidth<8>>(shape, tokens);
@@ -165,9 +166,12 @@ SLUICE_INLINE NestedScratch ScratchOf(const NestedMatmulArgs& args, const Nested
   return scratch;
 }
 
-// Where even and odd quads have sums of their own, the odd ones need not be moved to low nibbles.
-template <int P>
-constexpr bool kOddHighOf = kDotsTakeHigh&& P <= 4;
+// Where even and odd quads have sums of their own, the odd ones need not be moved to low nibbles;
+// as places in a table they must.
+template <int P, bool kTable>
+constexpr bool kOddHighOf = kDotsTakeHigh&& P <= 4 && !kTable;
+template <int P, bool kTable>
+constexpr int kWidthOf = kDotWidth<kTable ? 8 : P>;
 template <bool kOddHigh, int width>
 SLUICE_INLINE Dots<width> MergeChains(Dots<width> even, Dots<width> odd) {
   if constexpr (kOddHigh) {
@@ -179,13 +183,15 @@ SLUICE_INLINE Dots<width> MergeChains(Dots<width> even, Dots<width> odd) {
 
 // Adds units [begin, end) of a panel to the outputs of T tokens, codes taken from the planes:
 // sums[token][16]. scales as ExpandScales gives them from `begin` on; the tile starts at `begin`.
-template <int P, int kUnitGroups, bool kMin, int T>
-void StreamUnits(const PanelView& view, int begin, int end, const float* scales, TileInputs tile,
-                 float* sums) {
+template <int P, int kUnitGroups, bool kMin, bool kTable, int T>
+void StreamUnits(const NestedShape& shape, const PanelView& view, int begin, int end,
+                 const float* scales, TileInputs tile, float* sums) {
   constexpr int kQuads = kUnitQuads / kUnitGroups;
   // With few tokens two sums each: one would wait for itself all the time.
   constexpr int kChains = T * kUnitGroups < 4 ? 2 : 1;
-  constexpr bool kOddHigh = kChains == 2 && kOddHighOf<P>;
+  constexpr bool kOddHigh = kChains == 2 && kOddHighOf<P, kTable>;
+  constexpr int kWidth = kWidthOf<P, kTable>;
+  const CodeValues<kTable> value(shape);
   const int8_t* x = tile.codes;
   const float* inputs = tile.inputs;
   const float* centres = tile.centres;
@@ -193,9 +199,10 @@ void StreamUnits(const PanelView& view, int begin, int end, const float* scales,
   SLUICE_UNROLL(16)
   for (int t = 0; t < T; ++t) y[t] = Load(sums + 16 * t);
   for (int unit = begin; unit < end; ++unit) {
-    Dots<kDotWidth<P>> dots[kUnitGroups][kChains][T];
+    Dots<kWidth> dots[kUnitGroups][kChains][T];
     UnpackUnit<P, kOddHigh>(
-        view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
+        view, unit, [&]<int quad>(Codes raw) __attribute__((always_inline)) {
+          const Codes codes = value(raw);
           SLUICE_UNROLL(16)
           for (int t = 0; t < T; ++t)
             AddDots(codes, x + (quad * T + t) * 4, dots[quad / kQuads][quad % kChains][t]);
@@ -207,10 +214,10 @@ void StreamUnits(const PanelView& view, int begin, int end, const float* scales,
       const float* counts = GroupField(inputs, kUnitGroups, g, kInputCount, T);
       SLUICE_UNROLL(16)
       for (int t = 0; t < T; ++t) {
-        Dots<kDotWidth<P>> sum = dots[g][0][t];
+        Dots<kWidth> sum = dots[g][0][t];
         if constexpr (kChains == 2) sum = MergeChains<kOddHigh>(sum, dots[g][1][t]);
-        u[t] = AddGroup<kDotWidth<P>, kMin>(sum, InputInt(inputs, kUnitGroups, g, T, t), scale,
-                                            counts, centres, t, g == 0, u[t]);
+        u[t] = AddGroup<kWidth, kMin>(sum, InputInt(inputs, kUnitGroups, g, T, t), scale, counts,
+                                      centres, t, g == 0, u[t]);
       }
       scales += kMin ? 32 : 16;
       if constexpr (!kMin) centres += T;
@@ -224,14 +231,14 @@ void StreamUnits(const PanelView& view, int begin, int end, const float* scales,
   for (int t = 0; t < T; ++t) Store(sums + 16 * t, y[t]);
 }
 
-using StreamUnitsFunction = void (*)(const PanelView& view, int begin, int end, const float* scales,
-                                     TileInputs tile, float* sums);
-template <int P, int kUnitGroups, bool kMin, int T = kNestedMaxTile>
+using StreamUnitsFunction = void (*)(const NestedShape& shape, const PanelView& view, int begin,
+                                     int end, const float* scales, TileInputs tile, float* sums);
+template <int P, int kUnitGroups, bool kMin, bool kTable = false, int T = kNestedMaxTile>
 SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int tokens) {
   if constexpr (T > 2) {
-    if (tokens != T) return StreamUnitsOf<P, kUnitGroups, kMin, T - 1>(tokens);
+    if (tokens != T) return StreamUnitsOf<P, kUnitGroups, kMin, kTable, T - 1>(tokens);
   }
-  return StreamUnits<P, kUnitGroups, kMin, T>;
+  return StreamUnits<P, kUnitGroups, kMin, kTable, T>;
 }
 template <int kUnitGroups, bool kMin>
 SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int precision, int tokens) {
@@ -251,6 +258,11 @@ SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(int precision, int tokens) {
   }
 }
 SLUICE_INLINE StreamUnitsFunction StreamUnitsOf(const NestedShape& shape, int tokens) {
+  if (shape.table != nullptr) {
+    return shape.planes == 1   ? StreamUnitsOf<2, 1, false, true>(tokens)
+           : shape.planes == 2 ? StreamUnitsOf<3, 1, false, true>(tokens)
+                               : StreamUnitsOf<4, 1, false, true>(tokens);
+  }
   if (shape.unit_groups == 1) {
     return shape.has_min ? StreamUnitsOf<1, true>(shape.precision, tokens)
                          : StreamUnitsOf<1, false>(shape.precision, tokens);
@@ -277,7 +289,7 @@ void NestedFewTokens(const NestedMatmulArgs& args, const NestedShape& shape,
       ExpandScalesOf(shape, view, unit, end, scratch.scales);
       const TileInputs part = {tile.codes + unit * unit_codes, tile.inputs + unit * unit_inputs,
                                tile.centres + unit * unit_centres};
-      stream(view, unit, end, scratch.scales, part, sums);
+      stream(shape, view, unit, end, scratch.scales, part, sums);
     }
     StoreOutputs(args, panel, 0, args.tokens, sums);
   }
@@ -288,6 +300,10 @@ template <int P, ScaleKind kind, int kUnitGroups>
 void StreamPanel(const NestedShape& shape, const PanelView& view, TileInputs tile, float* sums) {
   constexpr bool kMin = kind == ScaleKind::kF16Min || kind == ScaleKind::kU8Min;
   constexpr int kQuads = kUnitQuads / kUnitGroups;
+  constexpr bool kTable = kind >= ScaleKind::kIq4F16;
+  constexpr bool kOddHigh = kOddHighOf<P, kTable>;
+  constexpr int kWidth = kWidthOf<P, kTable>;
+  const CodeValues<kTable> value(shape);
   const int8_t* x = tile.codes;
   const float* inputs = tile.inputs;
   const float* centres = tile.centres;
@@ -297,19 +313,18 @@ void StreamPanel(const NestedShape& shape, const PanelView& view, TileInputs til
     const int last = chunk + kChunkUnits < shape.units ? chunk + kChunkUnits : shape.units;
     for (int unit = chunk; unit < last; ++unit) {
       // Two sums per group: one would wait for itself eight times.
-      Dots<kDotWidth<P>> dots[kUnitGroups][2];
-      UnpackUnit<P, kOddHighOf<P>>(
+      Dots<kWidth> dots[kUnitGroups][2];
+      UnpackUnit<P, kOddHigh>(
           view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
-            AddDots(codes, x + quad * 4, dots[quad / kQuads][quad % 2]);
+            AddDots(value(codes), x + quad * 4, dots[quad / kQuads][quad % 2]);
           });
       Vec u = Set(0.0f);
       SLUICE_UNROLL(2)
       for (int g = 0; g < kUnitGroups; ++g) {
         const GroupScale scale = reader.Read(unit * kUnitGroups + g);
-        u = AddGroup<kDotWidth<P>, kMin>(MergeChains<kOddHighOf<P>>(dots[g][0], dots[g][1]),
-                                         InputInt(inputs, kUnitGroups, g, 1, 0), scale,
-                                         GroupField(inputs, kUnitGroups, g, kInputCount, 1),
-                                         centres, 0, g == 0, u);
+        u = AddGroup<kWidth, kMin>(
+            MergeChains<kOddHigh>(dots[g][0], dots[g][1]), InputInt(inputs, kUnitGroups, g, 1, 0),
+            scale, GroupField(inputs, kUnitGroups, g, kInputCount, 1), centres, 0, g == 0, u);
         if constexpr (!kMin) ++centres;
       }
       y = AddUnit(u, inputs, 0, y);
@@ -324,19 +339,13 @@ using StreamPanelFunction = void (*)(const NestedShape& shape, const PanelView& 
                                      TileInputs tile, float* sums);
 template <ScaleKind kind, int kUnitGroups>
 SLUICE_INLINE StreamPanelFunction StreamPanelOf(int precision) {
-  switch (precision) {
-    case 2:
-      return StreamPanel<2, kind, kUnitGroups>;
-    case 3:
-      return StreamPanel<3, kind, kUnitGroups>;
-    case 4:
-      return StreamPanel<4, kind, kUnitGroups>;
-    case 5:
-      return StreamPanel<5, kind, kUnitGroups>;
-    case 6:
-      return StreamPanel<6, kind, kUnitGroups>;
-    default:
-      return StreamPanel<8, kind, kUnitGroups>;
+  if (precision == 2) return StreamPanel<2, kind, kUnitGroups>;
+  if (precision == 3) return StreamPanel<3, kind, kUnitGroups>;
+  if (kind >= ScaleKind::kIq4F16 || precision == 4) return StreamPanel<4, kind, kUnitGroups>;
+  if constexpr (kind < ScaleKind::kIq4F16) {
+    if (precision == 5) return StreamPanel<5, kind, kUnitGroups>;
+    if (precision == 6) return StreamPanel<6, kind, kUnitGroups>;
+    return StreamPanel<8, kind, kUnitGroups>;
   }
 }
 SLUICE_INLINE StreamPanelFunction StreamPanelOf(const NestedShape& shape) {
@@ -349,6 +358,12 @@ SLUICE_INLINE StreamPanelFunction StreamPanelOf(const NestedShape& shape) {
     case ScaleKind::kU8Min:
       return shape.unit_groups == 1 ? StreamPanelOf<ScaleKind::kU8Min, 1>(precision)
                                     : StreamPanelOf<ScaleKind::kU8Min, 2>(precision);
+    case ScaleKind::kIq4F16:
+      return StreamPanelOf<ScaleKind::kIq4F16, 1>(precision);
+    case ScaleKind::kIq4I8:
+      return StreamPanelOf<ScaleKind::kIq4I8, 1>(precision);
+    case ScaleKind::kE2m1E8m0:
+      return StreamPanelOf<ScaleKind::kE2m1E8m0, 1>(precision);
     case ScaleKind::kI8:
       break;
   }
@@ -398,7 +413,7 @@ void NestedManyTiles(const NestedMatmulArgs& args, const NestedShape& shape,
     const int panels = left < kNestedGroupPanels ? left : kNestedGroupPanels;
     for (int p = 0; p < panels; ++p) {
       const PanelView view = ViewOf(args, shape, first + p);
-      UnpackUnitsOf(shape.precision, view, 0, shape.units, scratch.codes + p * scratch.panel_codes);
+      UnpackUnitsOf(shape, view, 0, shape.units, scratch.codes + p * scratch.panel_codes);
       ExpandScalesOf(shape, view, 0, shape.units, scratch.scales + p * scratch.panel_scales);
     }
     LineWalk walk = PanelsAfter(args, shape, first, panels);

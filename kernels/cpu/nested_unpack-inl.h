@@ -28,6 +28,7 @@ struct NestedShape {
   int planes;
   int precision;
   bool has_min;
+  const uint8_t* table;  // kCodeTables of this precision; null: codes are numbers
   // The level as the kernels apply it: mul goes into the scales, and add / mul, which is then left
   // to add to every code, into the minima of kinds that have them.
   float mul;
@@ -37,6 +38,21 @@ struct NestedShape {
   size_t panel_bytes[kMaxPlanes];
   int plane_bits[kMaxPlanes];
 };
+
+// kCodeTables, which is one object of the whole program, in one of this file.
+struct CodeTables {
+  uint8_t value[2][3][16];
+};
+constexpr CodeTables CopyCodeTables() {
+  CodeTables tables = {};
+  for (int kind = 0; kind < 2; ++kind) {
+    for (int planes = 0; planes < 3; ++planes) {
+      for (int i = 0; i < 16; ++i) tables.value[kind][planes][i] = kCodeTables[kind][planes][i];
+    }
+  }
+  return tables;
+}
+constexpr CodeTables kTables = CopyCodeTables();
 
 SLUICE_INLINE size_t AlignLine(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -52,11 +68,12 @@ SLUICE_INLINE NestedShape ShapeOf(NestedFormat format, NestedLevel level, int pl
   shape.has_min = format.scales == ScaleKind::kF16Min || format.scales == ScaleKind::kU8Min;
   const size_t supers = static_cast<size_t>((shape.units + kChunkUnits - 1) / kChunkUnits);
   const size_t groups = static_cast<size_t>(shape.units) * shape.unit_groups;
-  const size_t super_bytes = format.scales == ScaleKind::kU8Min ? 64
-                             : format.scales == ScaleKind::kI8  ? 32
-                                                                : 0;
+  const bool e2m1 = format.scales == ScaleKind::kE2m1E8m0;
+  const bool signed_bytes = format.scales == ScaleKind::kI8 || format.scales == ScaleKind::kIq4I8;
+  shape.table = format.scales < ScaleKind::kIq4F16 ? nullptr : kTables.value[e2m1][planes - 1];
+  const size_t super_bytes = format.scales == ScaleKind::kU8Min ? 64 : signed_bytes ? 32 : 0;
   const size_t group_bytes = format.scales == ScaleKind::kF16Min ? 64
-                             : format.scales == ScaleKind::kI8   ? 16
+                             : signed_bytes || e2m1              ? 16
                                                                  : 32;
   shape.super_bytes = AlignLine(super_bytes * supers);
   shape.scale_bytes = AlignLine(group_bytes * groups);
@@ -220,32 +237,51 @@ SLUICE_INLINE void UnpackUnit(const PanelView& view, int unit, const Take& take)
   vector.template operator()<1>();
 }
 
+// What codes count for: themselves, or kTable their places in a table.
+template <bool kTable>
+struct CodeValues {
+  explicit CodeValues(const NestedShape&) {}
+  SLUICE_INLINE Codes operator()(Codes codes) const { return codes; }
+};
+template <>
+struct CodeValues<true> {
+  CodeTable table;
+  SLUICE_INLINE explicit CodeValues(const NestedShape& shape) : table(LoadTable(shape.table)) {}
+  SLUICE_INLINE Codes operator()(Codes codes) const { return LookUp(table, codes); }
+};
+
 // Units [begin, end) of a panel to bytes: out[unit - begin][quad][16][4].
-template <int P>
-void UnpackUnits(const PanelView& view, int begin, int end, uint8_t* out) {
+template <int P, bool kTable = false>
+void UnpackUnits(const NestedShape& shape, const PanelView& view, int begin, int end,
+                 uint8_t* out) {
+  const CodeValues<kTable> value(shape);
   for (int unit = begin; unit < end; ++unit) {
     UnpackUnit<P>(
         view, unit, [&]<int quad>(Codes codes) __attribute__((always_inline)) {
-          StoreCodes(out + quad * 64, codes);
+          StoreCodes(out + quad * 64, value(codes));
         });
     out += kUnitBytes;
   }
 }
-SLUICE_INLINE void UnpackUnitsOf(int precision, const PanelView& view, int begin, int end,
-                                 uint8_t* out) {
-  switch (precision) {
+SLUICE_INLINE void UnpackUnitsOf(const NestedShape& shape, const PanelView& view, int begin,
+                                 int end, uint8_t* out) {
+  const bool table = shape.table != nullptr;
+  switch (shape.precision) {
     case 2:
-      return UnpackUnits<2>(view, begin, end, out);
+      return table ? UnpackUnits<2, true>(shape, view, begin, end, out)
+                   : UnpackUnits<2>(shape, view, begin, end, out);
     case 3:
-      return UnpackUnits<3>(view, begin, end, out);
+      return table ? UnpackUnits<3, true>(shape, view, begin, end, out)
+                   : UnpackUnits<3>(shape, view, begin, end, out);
     case 4:
-      return UnpackUnits<4>(view, begin, end, out);
+      return table ? UnpackUnits<4, true>(shape, view, begin, end, out)
+                   : UnpackUnits<4>(shape, view, begin, end, out);
     case 5:
-      return UnpackUnits<5>(view, begin, end, out);
+      return UnpackUnits<5>(shape, view, begin, end, out);
     case 6:
-      return UnpackUnits<6>(view, begin, end, out);
+      return UnpackUnits<6>(shape, view, begin, end, out);
     default:
-      return UnpackUnits<8>(view, begin, end, out);
+      return UnpackUnits<8>(shape, view, begin, end, out);
   }
 }
 
@@ -271,16 +307,18 @@ struct ScaleReader {
       PrefetchLine(at + ahead);
       super_scale = Mul(Load(reinterpret_cast<const F16*>(at)), Set(mul));
       super_min = Sub(Set(0.0f), Load(reinterpret_cast<const F16*>(at + 32)));
-    } else if constexpr (kind == ScaleKind::kI8) {
+    } else if constexpr (kind == ScaleKind::kI8 || kind == ScaleKind::kIq4I8) {
       const uint8_t* at = view.supers + static_cast<size_t>(super) * 32;
       super_scale = Mul(Load(reinterpret_cast<const F16*>(at)), Set(mul));
     }
   }
   SLUICE_INLINE GroupScale Read(int group) const {
     const size_t g = static_cast<size_t>(group);
-    constexpr int kBytes = kind == ScaleKind::kF16Min ? 64 : kind == ScaleKind::kI8 ? 16 : 32;
+    constexpr bool kByte =
+        kind == ScaleKind::kI8 || kind == ScaleKind::kIq4I8 || kind == ScaleKind::kE2m1E8m0;
+    constexpr int kBytes = kind == ScaleKind::kF16Min ? 64 : kByte ? 16 : 32;
     PrefetchLine(groups + g * kBytes + ahead);
-    if constexpr (kind == ScaleKind::kF16) {
+    if constexpr (kind == ScaleKind::kF16 || kind == ScaleKind::kIq4F16) {
       const Vec scale = Load(reinterpret_cast<const F16*>(groups + g * 32));
       return {Mul(scale, Set(mul)), Set(0.0f)};
     } else if constexpr (kind == ScaleKind::kF16Min) {
@@ -289,6 +327,8 @@ struct ScaleReader {
     } else if constexpr (kind == ScaleKind::kU8Min) {
       const Vec scale = Mul(super_scale, LoadU8(groups + g * 32));
       return {scale, Fma(scale, centre, Mul(super_min, LoadU8(groups + g * 32 + 16)))};
+    } else if constexpr (kind == ScaleKind::kE2m1E8m0) {
+      return {Mul(LoadE8m0(groups + g * 16), Set(mul)), Set(0.0f)};
     } else {
       return {Mul(super_scale, LoadI8(groups + g * 16)), Set(0.0f)};
     }
@@ -324,7 +364,12 @@ SLUICE_INLINE void ExpandScalesOf(const NestedShape& shape, const PanelView& vie
     case ScaleKind::kU8Min:
       return ExpandScales<ScaleKind::kU8Min>(shape, view, begin, end, out);
     case ScaleKind::kI8:
+    case ScaleKind::kIq4I8:
       return ExpandScales<ScaleKind::kI8>(shape, view, begin, end, out);
+    case ScaleKind::kIq4F16:
+      return ExpandScales<ScaleKind::kF16>(shape, view, begin, end, out);
+    case ScaleKind::kE2m1E8m0:
+      return ExpandScales<ScaleKind::kE2m1E8m0>(shape, view, begin, end, out);
   }
 }
 

@@ -66,7 +66,7 @@ struct MatmulArgs {
 // Activations are 8-bit: per token and unit of 32 columns xs = max|x| / 127 (F32), qx = x / xs
 // rounded to nearest even. With s, m, mul, add of nested.h: s' = s * mul (super scales first) and c
 // = add / mul. Per unit, ascending, from y = 0: u = 0; for each group of the unit
-//   dot = sum of leading bits * qx, n = sum of qx                       exact, in integers
+//   dot = sum of leading bits (or T + 128 of table kinds) * qx, n = sum of qx; exact integers
 //   u = fma(s', dot + c * n, u), or, with a minimum: u = fma(fma(s', c, m), n, fma(s', dot, u))
 // and then y = fma(u, xs, y).
 // Every tiling and thread count computes exactly this; ISAs differ by the rounding of fma at most.

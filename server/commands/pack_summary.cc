@@ -1,6 +1,7 @@
 #include "server/commands/pack_summary.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <set>
 #include <utility>
@@ -24,7 +25,9 @@ double BitsPerWeight(uint64_t bytes, uint64_t weights) {
 // "4-bit u8_min groups of 32", "BF16 panels".
 std::string FormatName(const WeightLayout& layout) {
   if (layout.form == WeightForm::kNested) {
-    constexpr const char* kScales[] = {"f16", "f16_min", "u8_min", "i8"};
+    constexpr const char* kScales[] = {"f16",     "f16_min", "u8_min",   "i8",
+                                       "iq4_f16", "iq4_i8",  "e2m1_e8m0"};
+    static_assert(std::size(kScales) == kScaleKinds);
     return std::to_string(layout.nested.bits) + "-bit " +
            kScales[static_cast<int>(layout.nested.scales)] + "/" +
            std::to_string(layout.nested.group);

@@ -39,7 +39,7 @@ class Example {
         AddFloats(form, dtype, 33, 45);
       }
     }
-    for (const int scales : {0, 1, 2, 3}) {
+    for (int scales = 0; scales < kScaleKinds; ++scales) {
       for (const int group : {16, 32}) {
         for (const int bits : {2, 3, 4, 5, 6, 8}) {
           const NestedFormat format{static_cast<ScaleKind>(scales), static_cast<uint8_t>(group),
@@ -87,8 +87,9 @@ class Example {
     std::vector<std::byte*> starts;
     for (int i = 0; i < layout.planes(); ++i) planes.emplace_back(layout.plane_bytes(i));
     for (auto& plane : planes) starts.push_back(plane.data());
-    const bool halves =
-        layout.nested.scales == ScaleKind::kF16 || layout.nested.scales == ScaleKind::kF16Min;
+    const bool halves = layout.nested.scales == ScaleKind::kF16 ||
+                        layout.nested.scales == ScaleKind::kF16Min ||
+                        layout.nested.scales == ScaleKind::kIq4F16;
     NestedPanel panel;
     for (int p = 0; p < (layout.rows + 15) / 16; ++p) {
       panel.Resize(layout.nested, layout.cols);

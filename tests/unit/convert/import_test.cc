@@ -13,9 +13,10 @@
 namespace sluice {
 namespace {
 
-constexpr GgufType kTypes[] = {GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0, GgufType::kQ5_1,
-                               GgufType::kQ8_0, GgufType::kQ2_K, GgufType::kQ3_K, GgufType::kQ4_K,
-                               GgufType::kQ5_K, GgufType::kQ6_K};
+constexpr GgufType kTypes[] = {GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ5_0,  GgufType::kQ5_1,
+                               GgufType::kQ8_0, GgufType::kQ2_K, GgufType::kQ3_K,  GgufType::kQ4_K,
+                               GgufType::kQ5_K, GgufType::kQ6_K, GgufType::kIq4Nl, GgufType::kIq4Xs,
+                               GgufType::kMxfp4};
 
 GgufTypeInfo Info(GgufType type) { return *FindGgufType(static_cast<uint32_t>(type)); }
 
@@ -86,9 +87,14 @@ TEST_CASE("Blocks of any bytes are imported exactly, in panels of any height", "
   }
 }
 
-TEST_CASE("Types whose values are not equally spaced have no exact format", "[convert]") {
-  for (const GgufType type : {GgufType::kF32, GgufType::kF16, GgufType::kBF16, GgufType::kIq4Nl,
-                              GgufType::kIq4Xs, GgufType::kMxfp4}) {
+TEST_CASE("Blocks of 4-bit tables take at most 5% more in a pack, and floats have no exact format",
+          "[convert]") {
+  for (const GgufType type : {GgufType::kIq4Nl, GgufType::kIq4Xs, GgufType::kMxfp4}) {
+    const NestedFormat format = *ExactFormat(type);
+    const auto source = static_cast<double>(GgufBytes(Info(type), 1024 * 2048));
+    CHECK(static_cast<double>(NestedBytes(format, 1024, 2048, 3)) < 1.05 * source);
+  }
+  for (const GgufType type : {GgufType::kF32, GgufType::kF16, GgufType::kBF16}) {
     CHECK_FALSE(ExactFormat(type).has_value());
   }
 }

@@ -251,7 +251,7 @@ TEST_CASE("Weights of every form come back from a pack as they went in", "[pack]
       }
     }
   }
-  for (int scales = 0; scales < 4; ++scales) {
+  for (int scales = 0; scales < kScaleKinds; ++scales) {
     for (const int group : {16, 32}) {
       for (int bits = 2; bits <= 8; ++bits) {
         const NestedFormat format{static_cast<ScaleKind>(scales), static_cast<uint8_t>(group),

@@ -86,6 +86,7 @@ TEST_CASE("Every bit of a nested matrix lies where its layout says", "[kernels][
     for (int row = 0; row < 16; ++row) {
       switch (format.scales) {
         case ScaleKind::kF16:
+        case ScaleKind::kIq4F16:
           scale_bytes = 32 * groups;
           for (int g = 0; g < groups; ++g) {
             wrong += half(32 * g + 2 * row) != source.scale[g * 16 + row];
@@ -110,7 +111,14 @@ TEST_CASE("Every bit of a nested matrix lies where its layout says", "[kernels][
             wrong += byte(super_bytes + 32 * g + 16 + row) != source.min[g * 16 + row];
           }
           break;
+        case ScaleKind::kE2m1E8m0:
+          scale_bytes = 16 * groups;
+          for (int g = 0; g < groups; ++g) {
+            wrong += byte(16 * g + row) != source.scale[g * 16 + row];
+          }
+          break;
         case ScaleKind::kI8:
+        case ScaleKind::kIq4I8:
           super_bytes = 32 * supers;
           scale_bytes = 16 * groups;
           for (int s = 0; s < supers; ++s) {
@@ -143,6 +151,21 @@ TEST_CASE("Every bit of a nested matrix lies where its layout says", "[kernels][
   }
 }
 
+// The mean of the values that a table kind's codes have whose leading `p` bits are q, to nearest
+// even: of ggml's IQ4 values, or of the E2M1 numbers times eight, for which MXFP4 counts 1/4.
+double TableValue(ScaleKind scales, int p, int q) {
+  static constexpr double kIq4[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                    1,    13,   25,  38,  53,  69,  89,  113};
+  static constexpr double kE2m1[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  const bool e2m1 = scales == ScaleKind::kE2m1E8m0;
+  const int count = 1 << (4 - p);
+  double sum = 0;
+  for (int i = q * count; i < (q + 1) * count; ++i) {
+    sum += !e2m1 ? kIq4[i] : i < 8 ? -8 * kE2m1[7 - i] : 8 * kE2m1[i - 8];
+  }
+  return std::nearbyint(sum / count) * (e2m1 ? 0.25 : 1);
+}
+
 TEST_CASE("Dequantized rows follow the formula of the layout", "[kernels][nested]") {
   Numbers numbers(34);
   for (const NestedFormat format : AllNestedFormats()) {
@@ -171,19 +194,25 @@ TEST_CASE("Dequantized rows follow the formula of the layout", "[kernels][nested
               m = F16ToF32(panel.min[g]);
               [[fallthrough]];
             case ScaleKind::kF16:
+            case ScaleKind::kIq4F16:
               s = F16ToF32(panel.scale[g]);
               break;
             case ScaleKind::kU8Min:
               s = static_cast<double>(F16ToF32(panel.super_scale[super])) * panel.scale[g];
               m = -static_cast<double>(F16ToF32(panel.super_min[super])) * panel.min[g];
               break;
+            case ScaleKind::kE2m1E8m0:
+              s = std::pow(2.0, panel.scale[g] - 128);
+              break;
             case ScaleKind::kI8:
+            case ScaleKind::kIq4I8:
               s = static_cast<double>(F16ToF32(panel.super_scale[super])) *
                   static_cast<int8_t>(panel.scale[g]);
               break;
           }
           const int q = panel.codes[row * padded + k] >> (format.bits - p);
-          const double expected = s * (h * q + (h - 1) / 2 - c) + m;
+          double expected = s * (h * q + (h - 1) / 2 - c) + m;
+          if (HasCodeTable(format.scales)) expected = s * TableValue(format.scales, p, q);
           const double size = std::fabs(s) * 256 + std::fabs(m);
           worst = std::max(worst, std::fabs(values[i * cols + k] - expected) / size);
         }

@@ -12,8 +12,8 @@ namespace sluice {
 
 inline std::vector<NestedFormat> AllNestedFormats() {
   std::vector<NestedFormat> formats;
-  for (const ScaleKind scales :
-       {ScaleKind::kF16, ScaleKind::kF16Min, ScaleKind::kU8Min, ScaleKind::kI8}) {
+  for (int kind = 0; kind < kScaleKinds; ++kind) {
+    const auto scales = static_cast<ScaleKind>(kind);
     for (const int group : {16, 32}) {
       for (int bits = 2; bits <= 8; ++bits) {
         const NestedFormat format = {scales, static_cast<uint8_t>(group),
@@ -26,7 +26,8 @@ inline std::vector<NestedFormat> AllNestedFormats() {
 }
 
 inline std::string Case(NestedFormat format) {
-  static constexpr const char* kNames[] = {"F16", "F16Min", "U8Min", "I8"};
+  static constexpr const char* kNames[] = {"F16",    "F16Min", "U8Min",   "I8",
+                                           "Iq4F16", "Iq4I8",  "E2m1E8m0"};
   return std::string(kNames[static_cast<int>(format.scales)]) + " group " +
          std::to_string(format.group) + " bits " + std::to_string(format.bits);
 }
@@ -71,11 +72,13 @@ struct NestedMatrix {
     NestedPanel panel;
     panel.Resize(format, cols);
     const int padded = NestedPaddedCols(cols);
-    const bool bytes = format.scales == ScaleKind::kU8Min || format.scales == ScaleKind::kI8;
+    const bool powers = format.scales == ScaleKind::kE2m1E8m0;
+    const bool bytes = HasSuperScales(format.scales) || powers;
     const auto fill = [&](std::vector<uint16_t>& field, bool as_bytes) {
       for (size_t i = 0; i < field.size(); ++i) {
-        const uint16_t value =
-            as_bytes ? static_cast<uint16_t>(numbers.Below(256)) : F32ToF16(0.01f * numbers.Next());
+        const uint16_t value = powers     ? static_cast<uint16_t>(118 + numbers.Below(8))
+                               : as_bytes ? static_cast<uint16_t>(numbers.Below(256))
+                                          : F32ToF16(0.01f * numbers.Next());
         if (index * kNestedRows + static_cast<int>(i) % kNestedRows < rows) field[i] = value;
       }
     };
