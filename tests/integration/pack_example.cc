@@ -90,13 +90,15 @@ class Example {
     const bool halves = layout.nested.scales == ScaleKind::kF16 ||
                         layout.nested.scales == ScaleKind::kF16Min ||
                         layout.nested.scales == ScaleKind::kIq4F16;
+    // The largest exponents make infinities.
+    const unsigned bytes = layout.nested.scales == ScaleKind::kE2m1E8m0 ? 240 : 256;
     NestedPanel panel;
     for (int p = 0; p < (layout.rows + 15) / 16; ++p) {
       panel.Resize(layout.nested, layout.cols);
       for (uint8_t& code : panel.codes) code = random_() % (1u << layout.nested.bits);
       for (uint16_t& d : panel.super_scale) d = RandomHalf();
       for (uint16_t& d : panel.super_min) d = RandomHalf();
-      for (uint16_t& s : panel.scale) s = halves ? RandomHalf() : random_() % 256;
+      for (uint16_t& s : panel.scale) s = halves ? RandomHalf() : random_() % bytes;
       for (uint16_t& m : panel.min) m = halves ? RandomHalf() : random_() % 256;
       EncodeNestedPanel(layout.nested, layout.cols, panel, p, starts.data());
     }
