@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "engine/base/check.h"
@@ -58,6 +59,9 @@ TieredExperts::TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> sto
   stats_.experts_per_layer = space_.experts_per_layer;
   stats_.heat.resize(static_cast<size_t>(space_.size()));
   heat_step_.resize(stats_.heat.size());
+  fill_order_.resize(stats_.heat.size());
+  fill_rank_.resize(stats_.heat.size());
+  SetFillOrder(stats_.heat);
   if (options_.guard && options_.read_ahead) guard_.emplace("prefetch", LiveGuardOptions{}, true);
   if (options_.keep) PumpFill();
 }
@@ -244,7 +248,7 @@ void TieredExperts::Drop(int layer) {
   if (layer >= 0 || fill_flights_ == 0) return;
   for (int place = 0; place < space_.size(); ++place) {
     if (flights_[place].purpose == Purpose::kFill && Withdraw(place)) {
-      fill_next_ = std::min(fill_next_, place);
+      fill_next_ = std::min(fill_next_, fill_rank_[place]);
     }
   }
 }
@@ -417,7 +421,7 @@ void TieredExperts::PumpAhead() {
 
 void TieredExperts::PumpFill() {
   while (fill_flights_ < kFillReads && fill_next_ < space_.size()) {
-    const int place = fill_next_;
+    const int place = fill_order_[fill_next_];
     if (cache_.exists(place) && !cache_.whole(place) && !cache_.reading(place) &&
         flights_[place].demand < 0) {
       if (!cache_.Claim(place, cache_.whole_sets(place), CacheClaim::kFill, layer_)) return;
@@ -431,6 +435,16 @@ bool TieredExperts::Background() {
   if (flights_total_ > 0) Collect(/*wait=*/true);
   if (options_.keep) PumpFill();
   return flights_total_ > 0;
+}
+
+void TieredExperts::SetFillOrder(std::span<const float> heat) {
+  if (heat.size() != fill_order_.size()) return;
+  Drop(-1);
+  std::iota(fill_order_.begin(), fill_order_.end(), 0);
+  std::stable_sort(fill_order_.begin(), fill_order_.end(),
+                   [&](int a, int b) { return heat[a] > heat[b]; });
+  for (size_t i = 0; i < fill_order_.size(); ++i) fill_rank_[fill_order_[i]] = static_cast<int>(i);
+  fill_next_ = 0;
 }
 
 void TieredExperts::SetMemory(size_t bytes) {

@@ -66,6 +66,9 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   // Between steps. Fills free memory a little, taking up to a few milliseconds; false when there is
   // nothing to do.
   bool Background();
+  // Between steps. Fills read the experts that were hottest in an earlier run first (by place), and
+  // not layer by layer. Nothing for another number of them than there are.
+  void SetFillOrder(std::span<const float> heat);
   // Between steps. Evicts down to `bytes`, or lets the cache grow to them.
   void SetMemory(size_t bytes);
   const ExpertCache& cache() const { return cache_; }
@@ -121,7 +124,9 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   size_t predicted_bytes_ = 0;   // of these
   int fill_flights_ = 0;
   int flights_total_ = 0;
-  int fill_next_ = 0;  // places before it need no fill
+  int fill_next_ = 0;            // in fill_order_: those before it need no fill
+  std::vector<int> fill_order_;  // places
+  std::vector<int> fill_rank_;   // [place] where it is in fill_order_
 
   // The open layer.
   int layer_ = -1;

@@ -1,5 +1,7 @@
 #include "engine/model/kv_cache.h"
 
+#include <cstring>
+
 #include "engine/base/check.h"
 #include "engine/model/model.h"
 
@@ -37,12 +39,43 @@ Result<PagedKvCache> PagedKvCache::Create(Backend* backend, const ModelConfig& c
   if (!memory) return memory.error();
   cache.memory_ = std::move(*memory);
   cache.blocks_ = blocks;
+  cache.layers_ = config.num_layers();
   cache.block_ = {.dtype = dtype,
                   .k_block_bytes = KeyBlockBytes(config, dtype),
                   .v_block_bytes = ValueBlockBytes(config, dtype),
                   .kv_heads = config.kv_heads,
                   .head_dim = config.head_dim};
   return cache;
+}
+
+void PagedKvCache::CopyBlockOut(int block, std::span<std::byte> out) const {
+  const auto at = static_cast<size_t>(block);
+  SLUICE_CHECK(block >= 0 && block < blocks_);
+  for (int i = 0; i < layers_; ++i) {
+    const KvLayer from = layer(i);
+    SLUICE_CHECK(out.size() >= from.k_block_bytes + from.v_block_bytes);
+    std::memcpy(out.data(), static_cast<const std::byte*>(from.k) + at * from.k_block_bytes,
+                from.k_block_bytes);
+    out = out.subspan(from.k_block_bytes);
+    std::memcpy(out.data(), static_cast<const std::byte*>(from.v) + at * from.v_block_bytes,
+                from.v_block_bytes);
+    out = out.subspan(from.v_block_bytes);
+  }
+}
+
+void PagedKvCache::CopyBlockIn(int block, std::span<const std::byte> bytes) {
+  const auto at = static_cast<size_t>(block);
+  SLUICE_CHECK(block >= 0 && block < blocks_);
+  for (int i = 0; i < layers_; ++i) {
+    const KvLayer to = layer(i);
+    SLUICE_CHECK(bytes.size() >= to.k_block_bytes + to.v_block_bytes);
+    std::memcpy(static_cast<std::byte*>(to.k) + at * to.k_block_bytes, bytes.data(),
+                to.k_block_bytes);
+    bytes = bytes.subspan(to.k_block_bytes);
+    std::memcpy(static_cast<std::byte*>(to.v) + at * to.v_block_bytes, bytes.data(),
+                to.v_block_bytes);
+    bytes = bytes.subspan(to.v_block_bytes);
+  }
 }
 
 KvLayer PagedKvCache::layer(int index) const {

@@ -138,6 +138,11 @@ class Model {
   // block ids < kv_blocks.
   virtual std::span<const float> Forward(std::span<const SequenceChunk> chunks) = 0;
 
+  // Between steps: the bytes of a KV block, all layers, ModelFootprint::kv_bytes_per_block of them.
+  // For keeping a prefix cache over a restart.
+  virtual void ReadKvBlock(int /*block*/, std::span<std::byte> /*out*/) const {}
+  virtual void WriteKvBlock(int /*block*/, std::span<const std::byte> /*bytes*/) {}
+
   virtual const ForwardStats& last_stats() const = 0;
   // Of the last Forward; its other chunks are not affected. Valid until the next.
   virtual std::span<const ChunkFailure> failures() const { return {}; }
@@ -145,6 +150,9 @@ class Model {
   // Between steps, when there is none to run: fills free memory with experts, for up to a few
   // milliseconds. False when there is nothing to do.
   virtual bool Background() { return false; }
+  // Before the first step: experts that an earlier run used most (ExpertTierStats::heat, by place)
+  // fill free memory first. Nothing for another number of them.
+  virtual void WarmExperts(std::span<const float> /*heat*/) {}
   // Between steps: changes the budget that ModelOptions::tiers set. Errors: kInvalidArgument with
   // the least that can hold the model.
   virtual Result<> SetMemoryBudget(uint64_t /*bytes*/) {

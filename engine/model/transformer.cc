@@ -244,6 +244,18 @@ bool Transformer::nested_weights() const {
   return weights_.layers[0].q.is_nested();
 }
 
+void Transformer::WarmExperts(std::span<const float> heat) {
+  if (weights_.tiered != nullptr) weights_.tiered->SetFillOrder(heat);
+}
+
+void Transformer::ReadKvBlock(int block, std::span<std::byte> out) const {
+  cache_.CopyBlockOut(block, out);
+}
+
+void Transformer::WriteKvBlock(int block, std::span<const std::byte> bytes) {
+  cache_.CopyBlockIn(block, bytes);
+}
+
 void Transformer::Attend(int index) {
   const LayerWeights& layer = weights_.layers[index];
   const KvLayer kv = cache_.layer(index);

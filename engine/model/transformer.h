@@ -31,9 +31,12 @@ class Transformer final : public Model {
   const char* isa() const override { return backend_->name(); }
   ModelFootprint footprint() const override;
   std::span<const float> Forward(std::span<const SequenceChunk> chunks) override;
+  void ReadKvBlock(int block, std::span<std::byte> out) const override;
+  void WriteKvBlock(int block, std::span<const std::byte> bytes) override;
   const ForwardStats& last_stats() const override { return stats_; }
   std::span<const ChunkFailure> failures() const override { return failures_; }
   bool Background() override;
+  void WarmExperts(std::span<const float> heat) override;
   Result<> SetMemoryBudget(uint64_t bytes) override;
   const ExpertOutlook* outlook() const override { return weights_.tiered.get(); }
   std::shared_ptr<const ExpertTierStats> expert_stats() const override;

@@ -108,6 +108,7 @@ class ThreadedEngine final : public Engine {
     std::vector<Submission> submissions;
     std::vector<RequestId> cancels;
     std::vector<Budget> budgets;
+    core_.RestoreState();
     for (bool stopping = false, busy = true; !stopping;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -138,6 +139,7 @@ class ThreadedEngine final : public Engine {
       Pulse();
     }
     core_.CancelAll();
+    core_.SaveState();
   }
 
   const SteadyClock clock_;

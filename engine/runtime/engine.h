@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -100,6 +101,13 @@ struct EngineOptions {
   // others (affinity_former.h); changes no token.
   BatchOrder batch_order = BatchOrder::kAuto;
   double max_affinity_delay_seconds = 2;
+  // A file that keeps prefix cache and expert heat over a restart (saved_state.h): read by
+  // Engine::Start, written when the engine stops. Empty: none. `state_identity` names all that
+  // decides KV values; a file with another one is ignored. `state_log` is told what became of it,
+  // in a sentence; may be empty.
+  std::filesystem::path state_file;
+  std::string state_identity;
+  std::function<void(const std::string&)> state_log;
   // What prompts may add to a step in which others decode (scheduler.h); 0: anything.
   double max_decode_stall_seconds = 0.25;
 };

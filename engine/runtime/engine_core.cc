@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/base/check.h"
+#include "engine/runtime/saved_state.h"
 
 namespace sluice {
 namespace {
@@ -233,6 +234,29 @@ void EngineCore::CancelAll() {
   for (const auto& entry : active_) ids.push_back(entry.first);
   std::sort(ids.begin(), ids.end());
   for (RequestId id : ids) Cancel(id);
+}
+
+void EngineCore::RestoreState() {
+  if (options_.state_file.empty()) return;
+  const Result<int> blocks =
+      ReadSavedState({options_.state_file, options_.state_identity}, &scheduler_, model_);
+  Publish();
+  if (!options_.state_log) return;
+  options_.state_log(blocks ? "took " + std::to_string(*blocks) +
+                                  " KV blocks and the heat of experts of the run before from " +
+                                  options_.state_file.string()
+                            : "begins cold: " + blocks.error().message);
+}
+
+void EngineCore::SaveState() const {
+  if (options_.state_file.empty()) return;
+  const Result<int> blocks =
+      WriteSavedState({options_.state_file, options_.state_identity}, scheduler_, *model_);
+  if (!options_.state_log) return;
+  options_.state_log(blocks ? "kept " + std::to_string(*blocks) +
+                                  " KV blocks and the heat of experts in " +
+                                  options_.state_file.string()
+                            : "could not keep the state: " + blocks.error().message);
 }
 
 bool EngineCore::Step() {

@@ -48,6 +48,9 @@ class EngineCore {
   // Frees the request's KvBlocks and ends it in OnFinish(kCancelled); nothing for an unknown id.
   void Cancel(RequestId id);
   void CancelAll();
+  // EngineOptions::state_file: before the first Add, and when nothing is unfinished.
+  void RestoreState();
+  void SaveState() const;
   // Runs one step; false when there was nothing to run.
   bool Step();
   // When Step had nothing to run: the model's work between steps (Model::Background).

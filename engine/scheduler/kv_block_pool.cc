@@ -48,6 +48,14 @@ int32_t KvBlockPool::Allocate() {
   return block;
 }
 
+std::vector<int32_t> KvBlockPool::KeptByRecency() const {
+  std::vector<int32_t> blocks;
+  for (int32_t block = last_; block >= 0; block = previous_[static_cast<size_t>(block)]) {
+    blocks.push_back(block);
+  }
+  return blocks;
+}
+
 void KvBlockPool::Keep(int32_t block) {
   SLUICE_CHECK(references(block) > 0, "only a holder knows what the block holds");
   kept_[static_cast<size_t>(block)] = 1;

@@ -33,6 +33,8 @@ class KvBlockPool {
   // The block that Allocate would take from those kept, when no other is left; -1: none is kept and
   // free.
   int32_t oldest_kept() const { return first_; }
+  // Blocks that are kept and free, the one let go last first.
+  std::vector<int32_t> KeptByRecency() const;
   // From now on its content outlives its holders. REQUIRES: held.
   void Keep(int32_t block);
   // One more holder. REQUIRES: held or kept.

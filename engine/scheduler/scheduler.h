@@ -185,6 +185,11 @@ class Scheduler {
   // finished; they are forgotten and their blocks are free.
   void Commit(std::span<const ChunkResult> results, std::vector<SequenceEnd>* ends);
 
+  // Before the first Add: enters a block that another run computed, the most recently used one
+  // first. -1: there is no room, or it is known. The caller fills it before EndRestore.
+  int32_t RestoreBlock(uint64_t key, int32_t parent, std::span<const int32_t> tokens);
+  void EndRestore();
+
   // After Commit: how long the step took, from Schedule to now. Without it no bound can be kept.
   void ObserveStep(double seconds);
   // Whether experts of prompts may come from disk: then chunks beside decodes grow step by step.
@@ -272,8 +277,9 @@ class Scheduler {
   std::vector<Account> accounts_;
   int promised_ = 0;  // free blocks that readmitted sequences may still take
   Batch batch_;
-  std::vector<const Sequence*> prefilling_;   // in the step being made, beside decodes
-  std::vector<int32_t> matched_;              // of MatchPrefix
+  std::vector<const Sequence*> prefilling_;  // in the step being made, beside decodes
+  std::vector<int32_t> matched_;             // of MatchPrefix
+  std::vector<int32_t> restored_;
   std::vector<Sequence*> victims_;            // of MakeRoom
   int prompt_rows_ = 0;                       // of one step
   int prompt_rows_left_ = 0;                  // of the step being made

@@ -2,6 +2,7 @@
 // known.
 #include <algorithm>
 
+#include "engine/base/check.h"
 #include "engine/scheduler/scheduler.h"
 
 namespace sluice {
@@ -91,6 +92,25 @@ void Scheduler::IndexBlocks(Sequence* sequence) {
       block = known;
     }
     ++sequence->indexed;
+  }
+}
+
+int32_t Scheduler::RestoreBlock(uint64_t key, int32_t parent, std::span<const int32_t> tokens) {
+  SLUICE_CHECK(sequences_.empty() && !in_step_);
+  if (!options_.prefix_cache || pool_.free() == 0) return -1;
+  if (index_.Find(key, parent, tokens) >= 0) return -1;
+  const int32_t block = pool_.Allocate();
+  index_.Insert(key, parent, tokens, block);
+  pool_.Keep(block);
+  restored_.push_back(block);
+  return block;
+}
+
+void Scheduler::EndRestore() {
+  // The last to be let go is the last to be taken.
+  while (!restored_.empty()) {
+    pool_.Release(restored_.back());
+    restored_.pop_back();
   }
 }
 

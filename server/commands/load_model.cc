@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "engine/arch/hf_config.h"
+#include "engine/base/file.h"
 #include "engine/base/json.h"
 #include "engine/base/process_memory.h"
 #include "engine/model/model.h"
@@ -15,6 +16,7 @@
 #include "server/config/memory.h"
 #include "server/system/memory_pressure.h"
 #include "server/system/notify.h"
+#include "server/version.h"
 
 namespace sluice {
 namespace {
@@ -147,6 +149,20 @@ Result<fs::path> ResolvePath(const Config& config, Logger& log) {
   return ResolveModelPath(config.model.path, options);
 }
 
+// All that decides what the model's KvBlocks hold, beside tokens. A pack's first bytes have the
+// checksums of all others.
+Result<std::string> StateIdentity(const fs::path& path, const Model& model) {
+  const Result<File> file = File::Open(path);
+  if (!file) return WithContext("engine.state_dir needs a pack", file.error());
+  std::vector<std::byte> head(4096);
+  if (auto read = file->ReadAt(0, head); !read) return read.error();
+  const ModelOptions& options = model.options();
+  return std::string("sluice ") + kVersion + " " + model.isa() + " " +
+         KvDTypeName(*options.kv_dtype) + " " + std::to_string(options.expert_bits) + " " +
+         std::to_string(options.activation_bits) + " " +
+         std::string(reinterpret_cast<const char*>(head.data()), head.size());
+}
+
 }  // namespace
 
 std::string ModelId(const ModelSettings& settings) {
@@ -196,6 +212,19 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   EngineOptions options;
   options.max_queue = config.engine.max_queue;
   options.max_queue_tokens = config.engine.max_queue_tokens;
+  if (!config.engine.state_dir.empty()) {
+    const auto identity = StateIdentity(*path, **model);
+    if (!identity) return identity.error();
+    std::error_code error;
+    fs::create_directories(config.engine.state_dir, error);
+    if (error) {
+      return InvalidArgument("engine.state_dir " + config.engine.state_dir + ": " +
+                             error.message());
+    }
+    options.state_file = fs::path(config.engine.state_dir) / "engine.state";
+    options.state_identity = *identity;
+    options.state_log = [&log](const std::string& sentence) { log.Info(sentence); };
+  }
   if (!account_weights.empty()) options.account_weights = std::move(account_weights);
   options.max_running = config.engine.max_running;
   options.max_batch_tokens = config.engine.max_batch_tokens;

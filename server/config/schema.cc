@@ -342,6 +342,15 @@ const std::array kSettings = {
             3600000,
             {},
             "Most milliseconds that a stream waits while others with the same experts decode."},
+    Setting{"engine",
+            "state_dir",
+            "--state-dir",
+            SLUICE_FIELD(engine.state_dir),
+            0,
+            0,
+            {},
+            "Directory that keeps prefix cache and expert heat over a restart. Empty: nothing is "
+            "kept."},
 
     Setting{"log",
             "level",

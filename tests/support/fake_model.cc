@@ -1,5 +1,6 @@
 #include "tests/support/fake_model.h"
 
+#include <cstring>
 #include <limits>
 
 namespace sluice {
@@ -57,6 +58,16 @@ std::shared_ptr<const ExpertTierStats> FakeModel::expert_stats() const {
   stats->links.resize(1);
   stats->links[0].reads = static_cast<uint64_t>(forwards_ + background_done_);
   return stats;
+}
+
+void FakeModel::ReadKvBlock(int block, std::span<std::byte> out) const {
+  std::memcpy(out.data(), &slots_[static_cast<size_t>(block) * kKvBlockTokens],
+              kKvBlockTokens * sizeof(Slot));
+}
+
+void FakeModel::WriteKvBlock(int block, std::span<const std::byte> bytes) {
+  std::memcpy(&slots_[static_cast<size_t>(block) * kKvBlockTokens], bytes.data(),
+              kKvBlockTokens * sizeof(Slot));
 }
 
 void FakeModel::Violated(const std::string& what) {

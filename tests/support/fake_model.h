@@ -36,7 +36,13 @@ class FakeModel final : public Model {
   const ModelOptions& options() const override { return model_options_; }
   DType weight_dtype() const override { return DType::kF32; }
   const char* isa() const override { return "fake"; }
-  ModelFootprint footprint() const override { return {}; }
+  ModelFootprint footprint() const override {
+    ModelFootprint footprint;
+    footprint.kv_bytes_per_block = kKvBlockTokens * sizeof(Slot);
+    return footprint;
+  }
+  void ReadKvBlock(int block, std::span<std::byte> out) const override;
+  void WriteKvBlock(int block, std::span<const std::byte> bytes) override;
   std::span<const float> Forward(std::span<const SequenceChunk> chunks) override;
   const ForwardStats& last_stats() const override { return stats_; }
   bool Background() override;

@@ -572,6 +572,22 @@ TEST_CASE("Free memory fills from the first layer on, after all demands", "[tier
   CHECK(rig.Resident() == Places{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15});
 }
 
+TEST_CASE("Free memory fills with what an earlier run used most", "[tiers]") {
+  Rig rig({.fits = 5, .store = {.held = true}});
+  std::vector<float> heat(static_cast<size_t>(rig.experts.space().size()), 0.5f);
+  heat[12] = 9;
+  heat[3] = 8;
+  heat[7] = 7;
+  heat.push_back(1);
+  rig.tiers->SetFillOrder(heat);  // of another model
+  CHECK(rig.store.Pending() == Tickets{0, 1, 2, 3});
+  heat.pop_back();
+  rig.tiers->SetFillOrder(heat);
+  rig.LandAll();
+  // 0 was under way.
+  CHECK(rig.Resident() == Places{0, 1, 3, 7, 12});
+}
+
 TEST_CASE("A demand for an expert that is being filled waits for that read", "[tiers]") {
   Rig rig({.fits = 16, .store = {.held = true}});
   rig.tiers->BeginStep(1);
