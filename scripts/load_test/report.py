@@ -81,6 +81,7 @@ def summarize(run, server=None):
         "cached_tokens": sum(e.cached_tokens for e in good),
         "completion_tokens": sum(e.completion_tokens for e in good),
         "client_cpu_seconds": run.client_cpu_seconds,
+        "client_stall_seconds": run.client_stall_seconds,
         "unique_experts_per_step": None,
         "bytes_read_per_token": None,
     })
@@ -143,6 +144,8 @@ def table(figures, title=""):
                      f"{number(figures['tokens_per_step'])} tokens per step, "
                      f"{number(figures['bytes_read_per_token'] / 1e6)} MB read per token, "
                      f"{100 * figures['expert_hit_rate']:.1f}% of experts in memory when asked for")
+    if figures["client_stall_seconds"] > 0:
+        lines.append(f"DOUBTFUL: this client was itself held up for {number(figures['client_stall_seconds'])} s")
     if "intruder" in figures:
         own = figures["intruder"]
         lines.append(f"long prompt ({own['prompt_tokens']} tokens): first token after {number(own['ttft_ms'])} ms; "

@@ -39,6 +39,28 @@ class Run:
     after: dict = field(default_factory=dict)
     intruder: object = None                     # its Exchange
     client_cpu_seconds: float = 0.0
+    client_stall_seconds: float = 0.0           # see OwnStalls
+
+
+class OwnStalls:
+    """Notices when this process itself was held up (stopped, starved, or busy): then its stamps say nothing of the server."""
+
+    STEP_SECONDS = 0.02
+
+    def __init__(self):
+        self.stalls = []  # (start, end), of at least `least` seconds
+
+    async def watch(self, least=0.1):
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(self.STEP_SECONDS)
+            now = time.perf_counter()
+            if now - before - self.STEP_SECONDS >= least:
+                self.stalls.append((before, now))
+
+    def within(self, start, end):
+        """Seconds of [start, end] in stalls."""
+        return sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.stalls)
 
 
 class Driver:
@@ -69,6 +91,8 @@ class Driver:
     async def drive(self, plan, intruder=None, seed=1):
         """Runs the whole plan; its first `warm_up` requests are not counted."""
         warm, counted = plan[:self.arrivals.warm_up], plan[self.arrivals.warm_up:]
+        stalls = OwnStalls()
+        watch = asyncio.create_task(stalls.watch())
         try:
             if self.arrivals.rate:
                 await self._open_loop(warm, counted, intruder, seed)
@@ -76,7 +100,9 @@ class Driver:
                 await self._closed_loop(warm, counted, intruder)
             await self._close_window()
         finally:
+            watch.cancel()
             self.client.close()
+        self.run.client_stall_seconds = stalls.within(self.run.window_start, self.run.window_end)
         for exchange in self.run.exchanges:
             if exchange.status == 200:
                 (http.parse_stream if self.stream else http.parse_whole)(exchange)
