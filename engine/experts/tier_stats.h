@@ -37,6 +37,7 @@ struct ExpertTierStats {
     uint64_t prediction_hits = 0;
 
     int resident = 0;  // experts with all planes in memory, now
+    int pinned = 0;    // experts that a step holds, now: 0 between steps, or one was never let go
   };
   std::vector<Layer> layers;  // [model layers]; empty: every expert is resident, nothing is counted
 

@@ -84,6 +84,7 @@ ExpertTierStats TieredExperts::stats() const {
     stats.resident_planes[place] = static_cast<uint8_t>(cache_.resident_sets(place));
     ExpertTierStats::Layer& layer = stats.layers[space_.id(place).layer];
     if (cache_.whole(place)) ++layer.resident;
+    if (cache_.pinned(place)) ++layer.pinned;
     // Evicted, and nobody asked since.
     if (flights_[place].ahead && !cache_.whole(place)) ++layer.prefetch_wasted;
   }

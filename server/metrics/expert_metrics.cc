@@ -156,6 +156,13 @@ void AddExpertMetrics(const ExpertTierStats& stats, bool per_expert, MetricSnaps
     out->Gauge("sluice_expert_resident", "Experts of the layer that are wholly in memory.",
                layer.resident, {{"layer", std::to_string(l)}});
   }
+  for (size_t l = 0; l < stats.layers.size(); ++l) {
+    const Layer& layer = stats.layers[l];
+    if (layer.hits + layer.misses == 0) continue;
+    out->Gauge("sluice_expert_pinned",
+               "Experts of the layer that a step holds; 0 whenever no step runs.", layer.pinned,
+               {{"layer", std::to_string(l)}});
+  }
   if (stats.belady_hit_rate >= 0) {
     out->Gauge("sluice_expert_belady_hit_rate",
                "Share of hits with the best possible evictions on the last window.",

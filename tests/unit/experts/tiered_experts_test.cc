@@ -159,9 +159,11 @@ TEST_CASE("The first visit of an expert misses, the next hits", "[tiers]") {
   rig.store.Land(10);
   rig.store.Land(13);
   CHECK(rig.Next(true) == Places{2, 5});
+  CHECK(rig.Counts(1).pinned == 2);
   CHECK(rig.Next(true).empty());
   rig.tiers->End();
   rig.tiers->EndStep();
+  CHECK(rig.Counts(1).pinned == 0);
   CHECK(rig.Counts(1).misses == 2);
   CHECK(rig.Counts(1).hits == 0);
   CHECK(rig.Counts(1).planes_read == 6);
