@@ -403,7 +403,8 @@ HttpReply Service::Handle(const HttpRequest& request, Waker waker) {
   return reply;
 }
 
-HttpResponse Service::ProtocolError(int status, std::string_view message) {
+HttpResponse Service::ProtocolError(int status, std::string_view message,
+                                    const HttpRequest& request) {
   ApiError error;
   error.status = status;
   switch (status) {
@@ -412,7 +413,9 @@ HttpResponse Service::ProtocolError(int status, std::string_view message) {
                       " bytes (server.body_limit).";
       break;
     case 431:
-      error.message = "The request line and headers are too long (server.header_limit).";
+      error.message =
+          "The request line and headers (or the trailers or extensions of a chunked body) are too "
+          "long (server.header_limit).";
       break;
     case 408:
       error.message = "The request did not arrive in time (server.read_timeout).";
@@ -424,10 +427,16 @@ HttpResponse Service::ProtocolError(int status, std::string_view message) {
     case 503:
       error = openai::UnavailableError(std::string(message), 1);
       break;
+    case 501:
+      error.message = message;
+      break;
     default:
       error.message = "The request is not valid HTTP: " + std::string(message);
   }
-  return ErrorResponse(error);
+  HttpResponse response = ErrorResponse(error);
+  // Without CORS headers a page would see a network error instead of the reason.
+  if (!request.id.empty()) Decorate(request, response);
+  return response;
 }
 
 void Service::OnExchange(const HttpRequest& request, int status, size_t sent_bytes, double seconds,

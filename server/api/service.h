@@ -41,7 +41,8 @@ class Service final : public HttpHandler {
 
   bool Admit(const HttpRequest& head, HttpResponse* refusal) override;
   HttpReply Handle(const HttpRequest& request, Waker waker) override;
-  HttpResponse ProtocolError(int status, std::string_view message) override;
+  HttpResponse ProtocolError(int status, std::string_view message,
+                             const HttpRequest& request) override;
   void OnExchange(const HttpRequest& request, int status, size_t sent_bytes, double seconds,
                   ExchangeEnd end) override;
   void OnConnections(int open) override;

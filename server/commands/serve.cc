@@ -13,6 +13,7 @@
 #include "server/commands/tier_watch.h"
 #include "server/http/server.h"
 #include "server/system/notify.h"
+#include "server/system/open_files.h"
 
 namespace sluice {
 namespace {
@@ -179,6 +180,12 @@ int Serve(const CommandLine& line, bool print_config, bool json) {
         "ANYONE WHO REACHES THIS ADDRESS CAN USE THE SERVER: no API keys are set "
         "(server.api_keys_file)",
         {{"host", config.server.host}});
+  }
+  // Up to as many connections again wait to be told that they are too many.
+  const int files = 2 * static_cast<int>(config.server.max_connections) + 64;
+  if (const int limit = AllowOpenFiles(files); limit < files) {
+    log.Warn("fewer files may be open than server.max_connections asks for (ulimit -n)",
+             {{"limit", limit}, {"wanted", files}});
   }
   const auto& compat = config.metrics.compat;
   const auto has = [&](const char* name) {

@@ -54,7 +54,8 @@ const std::array kSettings = {
             1,
             1000000,
             {},
-            "Open connections; one more is answered 503 and closed."},
+            "Open connections; one more takes the place of the one that has been idle longest, or "
+            "is answered 503."},
     Setting{"server",
             "body_limit",
             "--body-limit",
@@ -94,7 +95,7 @@ const std::array kSettings = {
             0.01,
             86400,
             {},
-            "Time for one write to be taken by the client; then it is disconnected."},
+            "Time for the client to take 256 KiB of what it is sent; then it is disconnected."},
     Setting{"server",
             "idle_timeout",
             "--idle-timeout",

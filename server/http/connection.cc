@@ -1,9 +1,11 @@
 // One connection: read a request, hand it to the handler, send what comes back, repeat.
 #include <arpa/inet.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -36,7 +38,9 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
+constexpr size_t kReadBytes = 4096;        // asked for at a time, outside the parser
 constexpr size_t kWatchBytes = 64 << 10;   // read ahead while a reply is pending
+constexpr size_t kWriteBytes = 256 << 10;  // that a client may take write_timeout for
 constexpr size_t kLingerBytes = 16 << 20;  // discarded after a refusal, so that it can be read
 constexpr std::chrono::seconds kLingerTime{2};
 
@@ -119,6 +123,31 @@ bool SplitTarget(std::string_view target, HttpRequest& request) {
   return (path.starts_with('/') || path == "*") && PercentDecode(path, &request.path);
 }
 
+// A peer that vanished without a word (power, cable, NAT) must not hold a sequence: probes find it
+// while nothing is sent, and what it does not acknowledge in `unacknowledged` ends the connection.
+void NoticeDeadPeers(tcp::socket& socket, std::chrono::milliseconds unacknowledged) {
+  error_code ignored;
+  socket.set_option(asio::socket_base::keep_alive(true), ignored);
+  const auto set = [&](int option, int value) {
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, option, &value, sizeof value);
+  };
+  set(TCP_KEEPIDLE, 20);
+  set(TCP_KEEPINTVL, 10);
+  set(TCP_KEEPCNT, 3);
+  set(TCP_USER_TIMEOUT, static_cast<int>(std::max<int64_t>(unacknowledged.count(), 1000)));
+}
+
+// Whether the body's end can be told: codings other than "chunked" are not decoded, and a body that
+// is taken for nothing would be read as the next request.
+bool KnownTransferCoding(const HttpRequest& request) {
+  std::string value;
+  for (const auto& [name, text] : request.headers) {
+    if (name == "transfer-encoding") value += value.empty() ? text : "," + text;
+  }
+  for (char& c : value) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  return value.empty() || value == "chunked";
+}
+
 }  // namespace
 
 class Connection : public std::enable_shared_from_this<Connection> {
@@ -126,6 +155,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Connection(std::shared_ptr<HttpServer::Impl> server, tcp::socket socket)
       : server_(std::move(server)),
         socket_(std::move(socket)),
+        // What the parser takes as a whole: heads, and between chunks of a body their sizes with
+        // extensions and the trailers, which no other limit bounds.
+        buffer_(server_->options.header_limit_bytes + kWatchBytes + kReadBytes),
         deadline_(socket_.get_executor()),
         wake_timer_(socket_.get_executor()) {
     server_->handler.OnConnections(server_->open.fetch_add(1) + 1);
@@ -144,6 +176,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::awaitable<void> Run();
   asio::awaitable<void> Refuse();
   void Wake();
+  // Nanoseconds of Clock since which nothing of a request has come; 0: a request is being read or
+  // served. From any thread.
+  int64_t idle_since() const { return idle_since_.load(); }
+  // Closes the connection if it still waits for its next request.
+  void CloseIfIdle();
 
  private:
   enum class Next { kContinue, kClose };
@@ -158,7 +195,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::awaitable<Next> ServeOne();
   asio::awaitable<Next> Serve(RequestParser& parser, HttpRequest& request, Outcome& outcome);
   asio::awaitable<HttpReply> CallHandler(const HttpRequest& request);
-  asio::awaitable<void> ReadFailed(error_code error, Outcome& outcome);
+  asio::awaitable<void> ReadFailed(error_code error, const HttpRequest& request, Outcome& outcome);
   asio::awaitable<bool> SendWhole(HttpResponse response, bool head_only, Framing framing,
                                   Outcome& outcome);
   asio::awaitable<bool> Pump(HttpReply reply, bool head_only, Framing framing, Outcome& outcome);
@@ -185,6 +222,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool watching_ = false;
   bool stop_watching_ = false;
   bool client_gone_ = false;
+  bool waiting_ = false;  // for the first byte of a request
+  std::atomic<int64_t> idle_since_ = 0;
 };
 
 // ---- Time and wake-ups ----
@@ -223,6 +262,16 @@ void Connection::Wake() {
   });
 }
 
+void Connection::CloseIfIdle() {
+  idle_since_ = 0;  // so that it is asked once
+  asio::post(socket_.get_executor(), [weak = weak_from_this()] {
+    const auto self = weak.lock();
+    if (!self || !self->waiting_) return;
+    error_code ignored;
+    if (self->socket_.available(ignored) == 0) self->socket_.close(ignored);
+  });
+}
+
 Waker Connection::MakeWaker() {
   return [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->Wake();
@@ -242,11 +291,16 @@ asio::awaitable<void> Connection::WaitForNews(std::optional<std::chrono::millise
 asio::awaitable<void> Connection::Watch() {
   const auto self = shared_from_this();
   while (!stop_watching_ && buffer_.size() < kWatchBytes) {
-    auto [error, bytes] = co_await socket_.async_read_some(buffer_.prepare(4096), kAwait);
+    auto [error, bytes] = co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kAwait);
     buffer_.commit(bytes);
     if (!error) continue;
     if (!stop_watching_ || error != asio::error::operation_aborted) client_gone_ = true;
     break;
+  }
+  if (!client_gone_ && !stop_watching_) {
+    // It has sent more than is read ahead: only a reset can still be noticed.
+    auto [error] = co_await socket_.async_wait(tcp::socket::wait_error, kAwait);
+    if (error != asio::error::operation_aborted) client_gone_ = true;
   }
   watching_ = false;
   woken_ = true;
@@ -278,13 +332,19 @@ asio::awaitable<void> Connection::Linger() {
 // ---- Sending ----
 
 asio::awaitable<bool> Connection::Write(std::string_view bytes, Outcome& outcome) {
-  Arm(server_->options.write_timeout, false);
-  auto [error, sent] = co_await asio::async_write(socket_, asio::buffer(bytes), kAwait);
-  Disarm();
-  outcome.sent_bytes += sent;
-  if (!error) co_return true;
-  outcome.end = timed_out_ ? ExchangeEnd::kWriteTimeout : ExchangeEnd::kClientGone;
-  co_return false;
+  while (!bytes.empty()) {
+    const std::string_view piece = bytes.substr(0, kWriteBytes);
+    Arm(server_->options.write_timeout, false);
+    auto [error, sent] = co_await asio::async_write(socket_, asio::buffer(piece), kAwait);
+    Disarm();
+    outcome.sent_bytes += sent;
+    if (error) {
+      outcome.end = timed_out_ ? ExchangeEnd::kWriteTimeout : ExchangeEnd::kClientGone;
+      co_return false;
+    }
+    bytes.remove_prefix(piece.size());
+  }
+  co_return true;
 }
 
 asio::awaitable<bool> Connection::SendWhole(HttpResponse response, bool head_only, Framing framing,
@@ -400,12 +460,13 @@ asio::awaitable<HttpReply> Connection::CallHandler(const HttpRequest& request) {
         asio::use_awaitable);
   } catch (const std::exception& error) {
     // Libraries throw (memory, JSON); one request fails, the daemon lives.
-    co_return server_->handler.ProtocolError(500, error.what());
+    co_return server_->handler.ProtocolError(500, error.what(), request);
   }
 }
 
 // The request could not be read: answers it where that helps. outcome.status stays 0 where not.
-asio::awaitable<void> Connection::ReadFailed(error_code error, Outcome& outcome) {
+asio::awaitable<void> Connection::ReadFailed(error_code error, const HttpRequest& request,
+                                             Outcome& outcome) {
   int status = 0;
   if (timed_out_) {
     status = 408;
@@ -420,7 +481,7 @@ asio::awaitable<void> Connection::ReadFailed(error_code error, Outcome& outcome)
   }
   outcome.end = ExchangeEnd::kClientGone;
   if (status == 0) co_return;
-  HttpResponse response = server_->handler.ProtocolError(status, error.message());
+  HttpResponse response = server_->handler.ProtocolError(status, error.message(), request);
   outcome.end = ExchangeEnd::kComplete;
   Framing close;
   close.keep_alive = false;
@@ -435,7 +496,11 @@ asio::awaitable<Connection::Next> Connection::ServeOne() {
 
   if (buffer_.size() == 0) {
     Arm(options.idle_timeout, true);
-    auto [error, bytes] = co_await socket_.async_read_some(buffer_.prepare(4096), kAwait);
+    waiting_ = true;
+    idle_since_ = Clock::now().time_since_epoch().count();
+    auto [error, bytes] = co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kAwait);
+    idle_since_ = 0;
+    waiting_ = false;
     buffer_.commit(bytes);
     Disarm();
     if (error) co_return Next::kClose;
@@ -446,7 +511,7 @@ asio::awaitable<Connection::Next> Connection::ServeOne() {
   Outcome outcome;
   if (error) {
     Disarm();
-    co_await ReadFailed(error, outcome);
+    co_await ReadFailed(error, request, outcome);
     if (outcome.status != 0) {
       request.method = request.path = "-";
       server_->handler.OnExchange(request, outcome.status, outcome.sent_bytes, 0, outcome.end);
@@ -477,20 +542,24 @@ asio::awaitable<Connection::Next> Connection::Serve(RequestParser& parser, HttpR
   const bool expects = !http10 && request.Header("expect") == "100-continue";
 
   HttpResponse refusal;
-  bool refused = !good;
+  const bool known_coding = KnownTransferCoding(request);
+  bool refused = true;
   if (!good) {
-    refusal = server_->handler.ProtocolError(400, "The request target is malformed.");
+    refusal = server_->handler.ProtocolError(400, "The request target is malformed.", request);
+  } else if (!known_coding) {
+    refusal = server_->handler.ProtocolError(
+        501, "Of transfer codings only \"chunked\" is understood.", request);
   } else {
     refused = !server_->handler.Admit(request, &refusal);
   }
   const auto length = parser.content_length();
   if (!refused && length && *length > server_->options.body_limit_bytes) {
     refused = true;
-    refusal = server_->handler.ProtocolError(413, {});
+    refusal = server_->handler.ProtocolError(413, {}, request);
   }
   parser.body_limit(server_->options.body_limit_bytes);
   const bool short_body = length ? *length <= kLargeBodyBytes : !parser.chunked();
-  if (refused && (expects || !short_body)) {
+  if (refused && (expects || !short_body || !known_coding)) {
     Framing close = framing();
     close.keep_alive = false;
     co_await SendWhole(std::move(refusal), head_only, close, outcome);
@@ -505,7 +574,7 @@ asio::awaitable<Connection::Next> Connection::Serve(RequestParser& parser, HttpR
     auto [error, bytes] = co_await http::async_read(socket_, buffer_, parser, kAwait);
     if (error) {
       Disarm();
-      co_await ReadFailed(error, outcome);
+      co_await ReadFailed(error, request, outcome);
       co_return Next::kClose;
     }
   }
@@ -543,7 +612,7 @@ asio::awaitable<void> Connection::Refuse() {
   const auto self = shared_from_this();
   Outcome outcome;
   HttpResponse response =
-      server_->handler.ProtocolError(503, "Too many connections are open; try again later.");
+      server_->handler.ProtocolError(503, "Too many connections are open; try again later.", {});
   Framing close;
   close.keep_alive = false;
   co_await SendWhole(std::move(response), false, close, outcome);
@@ -551,11 +620,24 @@ asio::awaitable<void> Connection::Refuse() {
 }
 
 void StartConnection(std::shared_ptr<HttpServer::Impl> server, tcp::socket socket, bool too_many) {
+  NoticeDeadPeers(socket, server->options.write_timeout);
   auto executor = socket.get_executor();
   auto connection = std::make_shared<Connection>(std::move(server), std::move(socket));
   asio::co_spawn(executor, too_many ? connection->Refuse() : connection->Run(), asio::detached);
 }
 
 void WakeConnection(Connection& connection) { connection.Wake(); }
+
+bool CloseIdlest(HttpServer::Impl& server) {
+  std::lock_guard lock(server.mutex);
+  Connection* idlest = nullptr;
+  for (Connection* connection : server.connections) {
+    const int64_t since = connection->idle_since();
+    if (since != 0 && (idlest == nullptr || since < idlest->idle_since())) idlest = connection;
+  }
+  if (idlest == nullptr) return false;
+  idlest->CloseIfIdle();
+  return true;
+}
 
 }  // namespace sluice

@@ -86,8 +86,10 @@ class HttpHandler {
   // Must not block. Large bodies arrive on a worker thread, small ones on an I/O thread.
   virtual HttpReply Handle(const HttpRequest& request, Waker waker) = 0;
 
-  // The answer to a request that cannot be read: 400, 408, 413, 431, or 503 (too many connections).
-  virtual HttpResponse ProtocolError(int status, std::string_view message) = 0;
+  // The answer to a request that cannot be read or handled: 400, 408, 413, 431, 500, 501, or 503
+  // (too many connections). `request`: what is known of it; without an id where nothing is.
+  virtual HttpResponse ProtocolError(int status, std::string_view message,
+                                     const HttpRequest& request) = 0;
 
   // After each answered request, for logs and metrics.
   virtual void OnExchange(const HttpRequest& request, int status, size_t sent_bytes, double seconds,

@@ -64,7 +64,9 @@ asio::awaitable<void> HttpServer::Impl::Accept() {
     socket.set_option(asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
     // Those over the limit are told so, as long as they are not a flood themselves.
     if (open.load() >= 2 * options.max_connections) continue;
-    StartConnection(self, std::move(socket), open.load() >= options.max_connections);
+    // Kept-alive connections are a courtesy: who comes with a request goes before who has none.
+    const bool too_many = open.load() >= options.max_connections && !CloseIdlest(*this);
+    StartConnection(self, std::move(socket), too_many);
   }
 }
 

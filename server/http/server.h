@@ -5,7 +5,9 @@
 // bodies, Expect: 100-continue, limits on headers, bodies, connections and time. While a reply is
 // pending the connection keeps reading, so a client that goes away is noticed at once; a client
 // that shuts down its sending side while it waits for an answer counts as gone. A client that does
-// not take what it is sent for `write_timeout` is disconnected.
+// not take 256 KiB of what it is sent in `write_timeout`, or whose machine is gone for so long, is
+// disconnected. When `max_connections` are open, a new one takes the place of the one that has
+// been idle longest; if none is, it is answered 503.
 #pragma once
 
 #include <chrono>

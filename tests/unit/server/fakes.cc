@@ -229,6 +229,8 @@ void Client::CloseWithReset() {
   Close();
 }
 
+void Client::CloseSending() { shutdown(socket_, SHUT_WR); }
+
 void Client::Send(std::string_view bytes) {
   while (!bytes.empty()) {
     const ssize_t sent = send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL);

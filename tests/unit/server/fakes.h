@@ -118,6 +118,7 @@ class Client {
   // True when the server has closed the connection and nothing is left to read.
   bool AtEnd();
   void CloseWithReset();
+  void CloseSending();
   void Close();
 
  private:

@@ -152,6 +152,72 @@ TEST_CASE("Headers that are too long answer 431", "[http]") {
   CheckError(client.Read(), 431, "invalid_request_error");
 }
 
+TEST_CASE("Chunk extensions and trailers without end are cut off", "[http]") {
+  auto setup = TestServer::DefaultSetup();
+  setup.http.header_limit_bytes = 1024;
+  TestServer server(setup);
+  // More than may be read ahead, less than what is taken after a refusal so that it can be read.
+  const std::string flood(1 << 20, 'a');
+  const std::string head =
+      "POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+  SECTION("an extension of a chunk") {
+    Client client(server.port());
+    client.Send(head + "2;" + flood);
+    CheckError(client.Read(), 431, "invalid_request_error");
+    CHECK(client.AtEnd());
+  }
+  SECTION("one long trailer") {
+    Client client(server.port());
+    client.Send(head + "2\r\n{}\r\n0\r\nX: " + flood);
+    CheckError(client.Read(), 431, "invalid_request_error");
+    CHECK(client.AtEnd());
+  }
+  SECTION("many trailers") {
+    Client client(server.port());
+    std::string trailers;
+    for (int i = 0; i < 40000; ++i) trailers += "X-" + std::to_string(i) + ": aaaaaaaaaaaa\r\n";
+    client.Send(head + "2\r\n{}\r\n0\r\n" + trailers);
+    CheckError(client.Read(), 431, "invalid_request_error");
+    CHECK(client.AtEnd());
+  }
+  SECTION("short ones are read over") {
+    Client client(server.port());
+    client.Send(head + "f;name=value\r\n{\"content\":\"a\"}\r\n0\r\nX-Sum: 1\r\n\r\n");
+    CHECK(client.Read().status == 200);
+    CHECK(client.Ask("GET", "/health").status == 200);
+  }
+}
+
+TEST_CASE("A transfer coding that is not understood is refused, and nothing after it is read",
+          "[http]") {
+  for (const char* coding : {"gzip", "identity", "gzip, chunked", "chunked, gzip"}) {
+    CAPTURE(coding);
+    TestServer server;
+    Client client(server.port());
+    client.Send("POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: " + std::string(coding) +
+                "\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+    const Response response = client.Read();
+    CHECK(response.status >= 400);
+    CHECK(response.Json()["error"]["message"].is_string());
+    CHECK(client.AtEnd());
+  }
+}
+
+TEST_CASE("Lengths that contradict each other are refused", "[http]") {
+  for (const char* headers :
+       {"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "Content-Length: -1\r\n",
+        "Content-Length: 99999999999999999999999\r\n", "Content-Length : 5\r\n"}) {
+    CAPTURE(headers);
+    TestServer server;
+    Client client(server.port());
+    client.Send("POST /tokenize HTTP/1.1\r\nHost: a\r\n" + std::string(headers) +
+                "\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+    CheckError(client.Read(), 400, "invalid_request_error");
+    CHECK(client.AtEnd());
+  }
+}
+
 TEST_CASE("A body that is too long answers 413, announced or chunked", "[http]") {
   auto setup = TestServer::DefaultSetup();
   setup.service.body_limit_bytes = 100 << 10;
@@ -199,10 +265,43 @@ TEST_CASE("One connection too many is answered 503", "[http]") {
   setup.http.max_connections = 1;
   TestServer server(setup);
   Client first(server.port());
-  REQUIRE(first.Ask("GET", "/health").status == 200);
+  first.Request("POST", "/v1/completions", R"({"prompt": "a"})");
+  REQUIRE(server.engine().WaitForSubmissions(1));
   Client second(server.port());
   CheckError(second.Read(), 503, "unavailable_error");
-  CHECK(first.Ask("GET", "/health").status == 200);
+  server.engine().End(1, FinishReason::kLength);
+  CHECK(first.Read().status == 200);
+}
+
+TEST_CASE("A new connection takes the place of the one that has been idle longest", "[http]") {
+  auto setup = TestServer::DefaultSetup();
+  setup.http.max_connections = 3;
+  TestServer server(setup);
+  Client busy(server.port());
+  busy.Request("POST", "/v1/completions", R"({"prompt": "a"})");
+  REQUIRE(server.engine().WaitForSubmissions(1));
+  Client idlest(server.port());
+  REQUIRE(idlest.Ask("GET", "/health").status == 200);
+  Client idle(server.port());
+  REQUIRE(idle.Ask("GET", "/health").status == 200);
+  Client next(server.port());
+  CHECK(next.Ask("GET", "/health").status == 200);
+  CHECK(idlest.AtEnd());
+  CHECK(idle.Ask("GET", "/health").status == 200);
+  server.engine().End(1, FinishReason::kLength);
+  CHECK(busy.Read().status == 200);
+}
+
+TEST_CASE("Many more clients than connections come one after the other and all are served",
+          "[http]") {
+  auto setup = TestServer::DefaultSetup();
+  setup.http.max_connections = 4;
+  TestServer server(setup);
+  std::vector<std::unique_ptr<Client>> kept;  // all of them keep their connections
+  for (int i = 0; i < 40; ++i) {
+    kept.push_back(std::make_unique<Client>(server.port()));
+    CHECK(kept.back()->Ask("GET", "/health").status == 200);
+  }
 }
 
 TEST_CASE("HTTP/1.0 closes unless it asks otherwise", "[http]") {
@@ -281,6 +380,60 @@ TEST_CASE("Browsers of the allowed origins may call", "[http][cors]") {
   CHECK(allowed.headers.at("vary") == "Origin");
   const Response other = client.Ask("GET", "/health", {}, "Origin: https://evil.example\r\n");
   CHECK(!other.headers.contains("access-control-allow-origin"));
+}
+
+TEST_CASE("A page of an allowed origin can read why its request was not taken", "[http][cors]") {
+  auto setup = TestServer::DefaultSetup();
+  setup.service.cors_origins = {"*"};
+  setup.service.body_limit_bytes = setup.http.body_limit_bytes = 1024;
+  setup.http.header_limit_bytes = 1024;
+  TestServer server(setup);
+  const std::string origin = "Origin: https://chat.example\r\n";
+  const auto check = [](const Response& response, int status) {
+    CheckError(response, status, "invalid_request_error");
+    CHECK(response.headers.at("access-control-allow-origin") == "https://chat.example");
+    CHECK(!response.headers.at("x-request-id").empty());
+  };
+  {
+    Client client(server.port());
+    check(client.Ask("POST", "/tokenize", std::string(100 << 10, ' '), origin), 413);
+  }
+  {
+    Client client(server.port());
+    check(client.Ask("GET", "/%zz", {}, origin), 400);
+  }
+  {
+    Client client(server.port());
+    client.Send("POST /tokenize HTTP/1.1\r\nHost: a\r\n" + origin +
+                "Transfer-Encoding: chunked\r\n\r\nzz\r\n");
+    check(client.Read(), 400);
+  }
+  Client client(server.port());
+  check(client.Ask("PATCH", "/health", {}, origin), 405);
+  check(client.Ask("GET", "/nothing", {}, origin), 404);
+}
+
+TEST_CASE("HEAD and OPTIONS of every path answer without a body or say what is taken", "[http]") {
+  TestServer server;
+  Client client(server.port());
+  for (const char* path : {"/health", "/ready", "/metrics", "/props", "/v1/models"}) {
+    CAPTURE(path);
+    client.Request("HEAD", path);
+    const Response head = client.Read(true);
+    CHECK(head.status == 200);
+    CHECK(std::stoul(head.headers.at("content-length")) > 0);
+    const Response options = client.Ask("OPTIONS", path);
+    CHECK(options.status == 204);
+    CHECK(options.headers.at("allow").find("GET, HEAD") != std::string::npos);
+    CHECK(!options.headers.contains("content-length"));
+  }
+  client.Request("HEAD", "/v1/completions");
+  CHECK(client.Read(true).status == 405);
+  client.Request("HEAD", "/nothing");
+  CHECK(client.Read(true).status == 404);
+  CHECK(client.Ask("OPTIONS", "*").status == 204);
+  CHECK(client.Ask("OPTIONS", "/nothing").status == 404);
+  CHECK(client.Ask("GET", "/health").status == 200);
 }
 
 TEST_CASE("Metrics are exposed with every name exactly once", "[http][metrics]") {

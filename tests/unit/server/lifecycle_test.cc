@@ -80,6 +80,46 @@ TEST_CASE("A client that takes nothing for the write timeout is disconnected", "
   engine.join();
 }
 
+TEST_CASE("A client that reads slowly but steadily gets a long answer whole", "[lifecycle]") {
+  auto setup = TestServer::DefaultSetup();
+  setup.http.write_timeout = std::chrono::milliseconds(500);
+  setup.service.stream_buffer_bytes = size_t{1} << 30;
+  TestServer server(setup);
+  Client slow(server.port(), 4096);
+  slow.Request("POST", "/v1/completions", R"({"prompt": "a", "max_tokens": 4000, "logprobs": 5})");
+  REQUIRE(server.engine().WaitForSubmissions(1));
+  // Megabytes: several times what the socket buffers hold.
+  constexpr int kTokens = 4000;
+  for (int i = 0; i < kTokens; ++i) {
+    server.engine().Token(1, 'x', -1, std::vector<TokenLogprob>(200, {'y', -2}));
+  }
+  server.engine().End(1, FinishReason::kLength);
+  const Response response = slow.Read();
+  CHECK(response.status == 200);
+  CHECK(response.Json()["choices"][0]["text"].get<std::string>().size() == kTokens);
+}
+
+TEST_CASE("A client that has sent too much ahead and resets frees its sequence", "[lifecycle]") {
+  TestServer server;
+  Client client(server.port());
+  client.Request("POST", "/v1/completions", kWhole);
+  REQUIRE(server.engine().WaitForSubmissions(1));
+  client.Send(std::string(100 << 10, 'x'));
+  client.CloseWithReset();
+  CHECK(server.engine().WaitForCancel(1));
+}
+
+TEST_CASE("A client that closes its sending side counts as gone", "[lifecycle]") {
+  for (const char* body : {kStream, kWhole}) {
+    TestServer server;
+    Client client(server.port());
+    client.Request("POST", "/v1/completions", body);
+    REQUIRE(server.engine().WaitForSubmissions(1));
+    client.CloseSending();
+    CHECK(server.engine().WaitForCancel(1));
+  }
+}
+
 TEST_CASE("A pipelined request waits for the stream before it", "[lifecycle]") {
   TestServer server;
   Client client(server.port());
