@@ -15,6 +15,9 @@ Traces (all but --add's are made anew, from seeds or from the demo model, and de
   uniform      synthetic: routing at random
   prompts      synthetic, uniform: prompts of 256 tokens, nothing else: every step uses every expert
 
+The committed comparison has one that was added: olmoe-random, random weights in OLMoE's shape at Q4_0 on random tokens
+(`sluice trace record --prompt-tokens 32 --decode-tokens 48 --documents 16`).
+
 --out gets policies.json, one SVG per trace and, in README.md, what stands between the lines "<!-- tables -->" and
 "<!-- end of tables -->".
 """

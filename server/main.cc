@@ -13,6 +13,7 @@ constexpr const char* kFooter = R"(Examples:
   sluice eval --model deploy/demo-model --text FILE measure the model
   sluice pack MODEL.gguf MODEL.sluice               make a pack: one file, ready to compute
   sluice inspect MODEL.sluice --verify              show what a pack holds; check it
+  sluice plan --model MODEL.sluice --users 4        foretell memory and speed here
   sluice trace replay FILE.trace --policy lru,auto  compare cache policies on recorded routing
   sluice top http://127.0.0.1:8080                  watch a running server
 
@@ -33,6 +34,7 @@ int main(int argc, char** argv) {
   sluice::AddEval(app, &exit_code);
   sluice::AddPack(app, &exit_code);
   sluice::AddInspect(app, &exit_code);
+  sluice::AddPlan(app, &exit_code);
   sluice::AddTrace(app, &exit_code);
   sluice::AddTop(app, &exit_code);
   try {

@@ -27,6 +27,8 @@ struct RoutedTokens {
   int experts_per_token = 0;
   const int32_t* ids = nullptr;      // [tokens, experts_per_token]
   const int64_t* streams = nullptr;  // [tokens] names the sequence of each token, from step to step
+  const float* weights = nullptr;    // of the gate, rows weights_stride apart; may be null
+  int weights_stride = 0;
 };
 
 // Gate probabilities of a layer ahead, from a gate input of today's.

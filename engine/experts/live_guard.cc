@@ -35,7 +35,7 @@ LiveGuard::LiveGuard(std::string_view name, const LiveGuardOptions& options, boo
 }
 
 ExpertTierStats::Guard LiveGuard::stats() const {
-  return {name_, setting_, gain_, changes_, other_steps_};
+  return {name_, setting_, gain_, changes_, other_steps_, decision_};
 }
 
 LiveGuard::StepClass& LiveGuard::ClassOf(int kind, int tokens) {

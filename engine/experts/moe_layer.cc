@@ -259,7 +259,7 @@ void MoeRunner::Run(int layer, const MoeWeights& weights, ExpertSource* experts,
 
   const int k = router_.experts_per_token;
   Route(weights, tokens.count, hidden);
-  experts->Begin(layer, demands_, {tokens.count, k, ids_, tokens.streams});
+  experts->Begin(layer, demands_, {tokens.count, k, ids_, tokens.streams, weights_, slots_});
   LookAhead(layer, experts, tokens, hidden);
   // The shared expert is always here: it is computed with the first that are, or while they come.
   bool shared = static_cast<bool>(weights.shared);

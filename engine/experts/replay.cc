@@ -242,7 +242,15 @@ class Replayer {
     CancelStale();
     if (counted()) {
       result_.wanted += static_cast<int64_t>(uses_.size());
-      for (const ExpertUse& use : uses_) result_.hits += use.hit ? 1 : 0;
+      int64_t hits = 0;
+      for (const ExpertUse& use : uses_) hits += use.hit ? 1 : 0;
+      result_.hits += hits;
+      // The last layer of a prompt has only the tokens whose logits were asked for.
+      prompt_step_ |= HasPrompt(trace_.routed(visit));
+      if (prompt_step_) {
+        result_.prompt_wanted += static_cast<int64_t>(uses_.size());
+        result_.prompt_hits += hits;
+      }
     }
     policy_->OnLayer(layer_, visit.tokens, uses_);
     for (const ExpertUse& use : uses_) {
@@ -362,6 +370,7 @@ class Replayer {
       ++result_.steps;
       result_.tokens += step_tokens_;
     }
+    prompt_step_ = false;
     ++steps_;
     if (steps_ == options_.warm_steps) started_at_ = now_;
     step_tokens_ = 0;
@@ -388,6 +397,7 @@ class Replayer {
   bool open_ = false;            // a visit whose experts are not computed
   std::vector<ExpertUse> uses_;  // its
   int step_tokens_ = 0;
+  bool prompt_step_ = false;  // so far
   int64_t steps_ = 0;
   ReplayResult result_;
 
@@ -397,6 +407,13 @@ class Replayer {
 };
 
 }  // namespace
+
+bool HasPrompt(const RoutedTokens& routed) {
+  for (int i = 1; i < routed.tokens; ++i) {
+    if (routed.streams[i] == routed.streams[i - 1]) return true;
+  }
+  return false;
+}
 
 Result<ReplayResult> Replay(const Trace& trace, const ReplayOptions& options) {
   return Replayer(trace, options).Run();

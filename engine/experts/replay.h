@@ -56,6 +56,9 @@ struct ReplayResult {
   int64_t tokens = 0;
   int64_t wanted = 0;  // experts used by visits
   int64_t hits = 0;    // of these, there with all bytes when the visit asked
+  // The part of both in steps with several tokens of one stream: prompts.
+  int64_t prompt_wanted = 0;
+  int64_t prompt_hits = 0;
   int64_t bytes_read = 0;
   int64_t reads_ahead = 0;         // predicted experts that were read
   int64_t useful_reads_ahead = 0;  // of these, used before they were evicted
@@ -74,6 +77,10 @@ struct ReplayResult {
 
 // Errors: kInvalidArgument for unknown names and numbers out of range.
 Result<ReplayResult> Replay(const Trace& trace, const ReplayOptions& options);
+
+// Whether a stream has several tokens in a visit: it is a prompt's. Tokens of a stream are
+// together.
+bool HasPrompt(const RoutedTokens& routed);
 
 // How often the trace's tokens chose each expert: [place] share of tokens. A prior for replays of
 // other traces of the model.

@@ -171,7 +171,7 @@ Result<void> WriteSyntheticTrace(const std::filesystem::path& path,
                                  const SyntheticTraceOptions& options) {
   if (Result<void> sound = Check(options); !sound) return sound.error();
   Result<std::unique_ptr<TraceWriter>> writer =
-      TraceWriter::Create(path, options.model, /*pending_bytes=*/size_t{64} << 20);
+      TraceWriter::Create(path, options.model, {.pending_bytes = size_t{64} << 20});
   if (!writer) return writer.error();
   Generator(options, writer->get()).Run();
   if (Result<void> closed = (*writer)->Close(); !closed) return closed.error();

@@ -78,12 +78,14 @@ struct ExpertTierStats {
     double gain = 0;           // measured cost without it / with it; 0: not measured yet
     uint64_t decisions = 0;    // times it was switched on or off for good
     uint64_t trial_steps = 0;  // steps spent in the other setting to measure it
+    std::string outcome;       // of the last trial, in a sentence
   };
   std::vector<Guard> guards;
 
-  // Share of hits with the best possible evictions on the last recorded window of demands;
-  // negative: not known.
+  // Share of hits on a window of the last demands: with the best possible evictions, and real.
+  // Negative: not known.
   double belady_hit_rate = -1;
+  double window_hit_rate = -1;
 
   // By place (ExpertSpace). heat: demands, with those of `heat_half_life_steps` steps ago worth
   // half. resident_planes: planes in memory, now.

@@ -59,10 +59,15 @@ TieredExperts::TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> sto
   stats_.experts_per_layer = space_.experts_per_layer;
   stats_.heat.resize(static_cast<size_t>(space_.size()));
   heat_step_.resize(stats_.heat.size());
-  fill_order_.resize(stats_.heat.size());
-  fill_rank_.resize(stats_.heat.size());
-  SetFillOrder(stats_.heat);
   if (options_.guard && options_.read_ahead) guard_.emplace("prefetch", LiveGuardOptions{}, true);
+  fill_order_ = options_.fill_order;
+  if (fill_order_.empty()) {
+    fill_order_.resize(flights_.size());
+    std::iota(fill_order_.begin(), fill_order_.end(), 0);
+  }
+  SLUICE_CHECK(fill_order_.size() == flights_.size());
+  fill_rank_.resize(flights_.size());
+  for (size_t i = 0; i < fill_order_.size(); ++i) fill_rank_[fill_order_[i]] = static_cast<int>(i);
   if (options_.keep) PumpFill();
 }
 
@@ -128,7 +133,13 @@ void TieredExperts::BeginStep(int tokens) {
   for (Ahead& ahead : ahead_) ahead.valid = false;
 }
 
+void TieredExperts::OnStreamEnd(int64_t stream) {
+  if (predictor_ != nullptr) predictor_->OnStreamEnd(stream);
+  if (tap_ != nullptr) tap_->OnStreamEnd(stream);
+}
+
 void TieredExperts::EndStep() {
+  if (tap_ != nullptr) tap_->EndStep();
   const double seconds = Seconds(clock_->Now() - step_begin_);
   layer_seconds_ = seconds / space_.layers;
   step_counts_.seconds = seconds;
@@ -295,6 +306,7 @@ void TieredExperts::Begin(int layer, std::span<const ExpertDemand> demands,
   step_counts_.touched += static_cast<int>(demands.size());
   profiles_.OnRouted(layer, routed);
   cache_.policy().OnLayer(layer, routed.tokens, uses_);
+  if (tap_ != nullptr) tap_->OnLayer(layer, routed, uses_);
   if (predictor_ != nullptr) predictor_->OnRouted(layer, routed);
   ahead_[layer].valid = false;
   Drop(layer);
@@ -379,6 +391,7 @@ void TieredExperts::EstimateLayer(int layer) {
   ahead.candidates.clear();
   predictor_->Estimate(layer, tokens_, ahead.probability);
   cache_.policy().OnPredicted(layer, ahead.probability);
+  if (tap_ != nullptr) tap_->OnPredicted(layer, ahead.probability);
   for (int e = 0; e < space_.experts_per_layer; ++e) {
     const int place = space_.place({layer, e});
     if (ahead.probability[e] < kLeastProbability || !cache_.exists(place)) continue;

@@ -28,6 +28,7 @@
 #include "engine/experts/expert_source.h"
 #include "engine/experts/expert_store.h"
 #include "engine/experts/live_guard.h"
+#include "engine/experts/routing_tap.h"
 #include "engine/experts/stream_profiles.h"
 #include "engine/experts/tier_stats.h"
 
@@ -37,12 +38,14 @@ struct TieredOptions {
   bool keep = true;        // off: load on demand; nothing outlives its layer
   bool read_ahead = true;  // off: no read is issued before its layer asks
   bool guard = false;      // reads ahead only while they pay (live_guard.h)
+  // Every place once, in the order in which free memory is filled; empty: from the first layer on.
+  std::vector<int> fill_order = {};
 };
 
 class TieredExperts final : public ExpertSource, public ExpertOutlook {
  public:
   // All but `clock` are owned. `predictor` may be null: then nothing is read ahead. What is
-  // missing is read into free memory, from the first layer on, as soon as time allows.
+  // missing is read into free memory, in the order of fill_order, as soon as time allows.
   TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> store,
                 std::unique_ptr<ExpertPredictor> predictor, const TieredOptions& options,
                 const Clock* clock);
@@ -62,6 +65,11 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   int capacity() const override;
   bool complete() const override { return cache_.complete(); }
   ExpertStepCounts last_step() const override { return last_step_; }
+
+  // A sequence ended.
+  void OnStreamEnd(int64_t stream);
+  // Before the first step; null: nobody listens. `tap` outlives the last step.
+  void SetTap(RoutingTap* tap) { tap_ = tap; }
 
   // Between steps. Fills free memory a little, taking up to a few milliseconds; false when there is
   // nothing to do.
@@ -114,10 +122,11 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
 
   ExpertCache cache_;
   std::unique_ptr<ExpertPredictor> predictor_;
-  const TieredOptions options_;
+  TieredOptions options_;
   const Clock* const clock_;
   const ExpertSpace space_;
   std::optional<LiveGuard> guard_;  // of reads ahead
+  RoutingTap* tap_ = nullptr;
 
   std::vector<Flight> flights_;  // [place]
   std::vector<int> predicted_;   // places with a predicted read queued or in flight

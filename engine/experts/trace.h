@@ -27,6 +27,7 @@
 // Visits of a step have ascending layers; a layer may be missing (dense, or no token asked).
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -96,6 +97,12 @@ struct Trace {
 Result<Trace> ReadTrace(const std::filesystem::path& path);
 Result<Trace> ParseTrace(std::span<const std::byte> file);
 
+struct TraceWriterOptions {
+  size_t pending_bytes = size_t{8} << 20;  // most that wait for the disk
+  double flush_seconds = 0;  // what is pending is written this often; 0: when there is enough
+  uint64_t limit_bytes = 0;  // of the file: what comes later is left out; 0: none
+};
+
 // Writes a trace as it happens. A thread of its own does the I/O; what waits for it is bounded:
 // when the disk does not keep up whole steps are left out and counted in the file.
 //
@@ -103,12 +110,10 @@ Result<Trace> ParseTrace(std::span<const std::byte> file);
 // over I/O.
 class TraceWriter {
  public:
-  static constexpr size_t kDefaultPendingBytes = size_t{8} << 20;
-
   // Errors: kIo, naming the file; kInvalidArgument for a model that the file cannot describe.
   static Result<std::unique_ptr<TraceWriter>> Create(const std::filesystem::path& path,
                                                      const TraceModel& model,
-                                                     size_t pending_bytes = kDefaultPendingBytes);
+                                                     const TraceWriterOptions& options = {});
   ~TraceWriter();  // as Close, without the error
 
   // A layer was reached, after all lower ones of the step. weights: [tokens, experts_per_token] of
@@ -123,7 +128,16 @@ class TraceWriter {
   // Writes what is pending, with the step that is open. Errors: the first that the file had.
   Result<void> Close();
 
-  int64_t lost_steps() const { return lost_steps_; }
+  int64_t lost_steps() const { return lost_steps_.load(std::memory_order_relaxed); }
+  struct Status {
+    int64_t steps = 0;       // recorded
+    int64_t lost_steps = 0;  // left out
+    uint64_t bytes = 0;      // of the file
+    bool full = false;       // the file has reached its limit
+    int error = 0;           // errno of the first write that failed: nothing is written since
+  };
+  // Any thread.
+  Status status() const;
 
  private:
   class Output;
@@ -134,7 +148,7 @@ class TraceWriter {
   std::string step_;              // records of the open step
   std::vector<int64_t> streams_;  // of the step's visit before
   int last_layer_ = -1;
-  int64_t lost_steps_ = 0;
+  std::atomic<int64_t> recorded_steps_ = 0, lost_steps_ = 0;
   int64_t unreported_lost_ = 0;
 };
 

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -21,14 +23,25 @@ constexpr size_t kFrameBytes = size_t{256} << 10;
 // The file and the thread that writes it.
 class TraceWriter::Output {
  public:
-  Output(std::filesystem::path path, std::FILE* file, size_t pending_bytes)
-      : path_(std::move(path)), file_(file), limit_(pending_bytes), thread_([this] { Run(); }) {}
+  Output(std::filesystem::path path, std::FILE* file, uint64_t header_bytes,
+         const TraceWriterOptions& options)
+      : path_(std::move(path)),
+        file_(file),
+        options_(options),
+        bytes_(header_bytes),
+        thread_([this] { Run(); }) {}
   ~Output() { (void)Close(); }
 
   // False: there is no room for it now.
   bool Append(std::string_view records) {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (pending_.size() + records.size() > limit_) return false;
+    if (full_ || pending_.size() + records.size() > options_.pending_bytes) return false;
+    if (options_.limit_bytes > 0 &&
+        bytes_ + pending_.size() + records.size() + trace_wire::kFrameHeaderBytes >
+            options_.limit_bytes) {
+      full_ = true;  // also for smaller steps: a file without gaps
+      return false;
+    }
     pending_ += records;
     if (pending_.size() >= kFrameBytes) wake_.notify_one();
     return true;
@@ -49,20 +62,35 @@ class TraceWriter::Output {
     return result_;
   }
 
+  void AddTo(Status* status) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    status->bytes = bytes_;
+    status->full = full_;
+    status->error = error_;
+  }
+
  private:
   void Run() {
     std::string taken;
     for (bool last = false; !last;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [this] { return closing_ || pending_.size() >= kFrameBytes; });
+        const auto ready = [this] { return closing_ || pending_.size() >= kFrameBytes; };
+        if (options_.flush_seconds > 0) {
+          wake_.wait_for(lock, std::chrono::duration<double>(options_.flush_seconds), ready);
+        } else {
+          wake_.wait(lock, ready);
+        }
         last = closing_;
         taken.clear();
         taken.swap(pending_);
+        // Before it is written: the limit also holds for what is under way.
+        if (!taken.empty()) bytes_ += trace_wire::kFrameHeaderBytes + taken.size();
       }
-      if (taken.empty()) continue;
+      if (taken.empty() || error_ != 0) continue;
       const std::string frame = trace_wire::EncodeFrame(taken);
-      if (error_ == 0 && std::fwrite(frame.data(), 1, frame.size(), file_) != frame.size()) Fail();
+      if (std::fwrite(frame.data(), 1, frame.size(), file_) != frame.size()) Fail();
+      if (options_.flush_seconds > 0 && std::fflush(file_) != 0) Fail();
     }
   }
   void Fail() {
@@ -71,21 +99,24 @@ class TraceWriter::Output {
 
   std::filesystem::path path_;
   std::FILE* file_;
-  size_t limit_;
-  int error_ = 0;  // of the thread until it is joined
+  const TraceWriterOptions options_;
+  std::atomic<int> error_ = 0;  // errno; nothing is written any more
   Result<void> result_;
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::string pending_;   // GUARDED_BY(mutex_): whole steps
-  bool closing_ = false;  // GUARDED_BY(mutex_)
+  // GUARDED_BY(mutex_), all of these.
+  std::string pending_;  // whole steps
+  uint64_t bytes_;       // given to the file
+  bool full_ = false;
+  bool closing_ = false;
 
   std::thread thread_;  // last: starts when the rest is there
 };
 
 Result<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::filesystem::path& path,
                                                          const TraceModel& model,
-                                                         size_t pending_bytes) {
+                                                         const TraceWriterOptions& options) {
   const ExpertSpace space = model.space;
   if (space.layers < 1 || space.layers > trace_wire::kMaxLayers || space.experts_per_layer < 1 ||
       space.experts_per_layer > trace_wire::kMaxExpertsPerLayer || model.experts_per_token < 1 ||
@@ -104,9 +135,10 @@ Result<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::filesystem::
     if (file != nullptr) std::fclose(file);
     return IoError("cannot write the trace " + path.string() + ": " + std::strerror(error));
   }
-  pending_bytes = std::min<size_t>(pending_bytes, trace_wire::kMaxFrameBytes);
+  TraceWriterOptions bounded = options;
+  bounded.pending_bytes = std::min<size_t>(options.pending_bytes, trace_wire::kMaxFrameBytes);
   return std::unique_ptr<TraceWriter>(
-      new TraceWriter(model, std::make_unique<Output>(path, file, pending_bytes)));
+      new TraceWriter(model, std::make_unique<Output>(path, file, header.size(), bounded)));
 }
 
 TraceWriter::TraceWriter(TraceModel model, std::unique_ptr<Output> output)
@@ -178,13 +210,23 @@ void TraceWriter::EndStep() {
     trace_wire::PutVarint(lost, static_cast<uint64_t>(unreported_lost_));
     if (output_->Append(lost)) unreported_lost_ = 0;
   }
-  if (!output_->Append(step_)) {
+  if (output_->Append(step_)) {
+    ++recorded_steps_;
+  } else {
     ++lost_steps_;
     ++unreported_lost_;
   }
   step_.clear();
   streams_.clear();
   last_layer_ = -1;
+}
+
+TraceWriter::Status TraceWriter::status() const {
+  Status status;
+  status.steps = recorded_steps_.load(std::memory_order_relaxed);
+  status.lost_steps = lost_steps();
+  output_->AddTo(&status);
+  return status;
 }
 
 Result<void> TraceWriter::Close() {

@@ -20,6 +20,7 @@
 #include "engine/base/result.h"
 #include "engine/experts/expert_outlook.h"
 #include "engine/experts/forward_observer.h"
+#include "engine/experts/routing_tap.h"
 #include "engine/experts/tier_stats.h"
 #include "kernels/common/dtype.h"
 #include "kernels/cpu/ops.h"
@@ -64,6 +65,9 @@ struct ModelOptions {
   // Inputs of bit-nested matrices: 8 bits, or 16 for about 15 bits of them at twice the arithmetic.
   int activation_bits = 8;
   TierOptions tiers;  // packs only
+  // Packs only. False: no weight is read, so that what a model would take is known at once:
+  // footprint() and memory() are those of the whole model. Forward must not be called.
+  bool read_weights = true;
   // Called with fractions in [0, 1] while weights load; may be empty.
   std::function<void(double)> progress;
 };
@@ -114,6 +118,15 @@ struct ModelFootprint {
                                // for: the last layer past its cache writes, and the output head
 };
 
+// How the memory of a model with tiers is divided.
+struct MemoryDivision {
+  uint64_t other_bytes = 0;   // all but cached experts, at most: code, dense weights, KV, buffers
+  uint64_t dense_bytes = 0;   // of these, weights that are resident always
+  uint64_t least_budget = 0;  // the least that SetMemoryBudget takes
+  uint64_t expert_bytes = 0;  // of all experts, as the cache keeps them
+  uint64_t expert_capacity = 0;  // bytes that cached experts may take now
+};
+
 class Model {
  public:
   // Loads a Hugging Face directory or a pack. Errors name the file, tensor, expert, shape or field
@@ -161,6 +174,13 @@ class Model {
   // What steps would use, for choosing their sequences; null when every expert is resident for
   // good.
   virtual const ExpertOutlook* outlook() const { return nullptr; }
+  // Nothing when every expert is resident for good.
+  virtual std::optional<MemoryDivision> memory() const { return std::nullopt; }
+  // Between steps: a sequence (SequenceChunk::stream) ended.
+  virtual void EndStream(int64_t /*stream*/) {}
+  // Before the first step: who is told what the routed experts are asked for; outlives the last
+  // step. False when every expert is resident for good: then nobody is told.
+  virtual bool SetRoutingTap(RoutingTap* /*tap*/) { return false; }
   // Null when every expert is resident for good. Costs copies: not for every step.
   virtual std::shared_ptr<const ExpertTierStats> expert_stats() const { return nullptr; }
 };

@@ -8,6 +8,7 @@
 
 #include "engine/arch/tensor_names.h"
 #include "engine/experts/pack_expert.h"
+#include "engine/experts/pack_prior.h"
 #include "engine/experts/pack_store.h"
 #include "engine/model/weight_places.h"
 
@@ -107,7 +108,7 @@ Result<std::unique_ptr<TieredExperts>> OpenExperts(std::shared_ptr<const PackRea
       experts[space.place({layer, index})] = pack->FindExpert(layer, index);
     }
   }
-  const ExpertPrior prior;
+  const ExpertPrior prior = ReadPackPrior(pack->metadata(), space);
   auto policy = MakeCachePolicy(options.tiers.policy, space, prior);
   if (!policy) return policy.error();
   std::unique_ptr<ExpertPredictor> predictor;
@@ -127,7 +128,8 @@ Result<std::unique_ptr<TieredExperts>> OpenExperts(std::shared_ptr<const PackRea
       std::move(cache), std::move(*store), std::move(predictor),
       TieredOptions{.keep = options.tiers.cache,
                     .read_ahead = !options.tiers.predictor.empty(),
-                    .guard = options.tiers.guard_prefetch},
+                    .guard = options.tiers.guard_prefetch,
+                    .fill_order = PlacesByFrequency(space, prior)},
       &clock);
 }
 
@@ -211,8 +213,9 @@ Result<ModelWeights> LoadPackWeights(std::shared_ptr<const PackReader> pack,
   size_t done_bytes = 0;
   for (const DenseJob& job : dense) {
     std::byte* start = weights.dense_memory.as<std::byte>() + job.at;
-    if (auto ok = pack->ReadTensor(*job.tensor, {start, job.tensor->bytes}); !ok) return ok.error();
     Publish(job, weights.dense_memory.as<std::byte>());
+    if (!options.read_weights) continue;
+    if (auto ok = pack->ReadTensor(*job.tensor, {start, job.tensor->bytes}); !ok) return ok.error();
     done_bytes += AlignUp(job.tensor->bytes, 64);
     if (!options.progress) continue;
     options.progress(static_cast<double>(done_bytes) / static_cast<double>(dense_bytes));

@@ -73,7 +73,8 @@ Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
                                                    std::unique_ptr<Backend> backend,
                                                    ModelWeights weights) {
   ReturnFreeMemory();
-  const uint64_t resident_bytes = ResidentBytes();  // all but what is allocated from here on
+  uint64_t resident_bytes = ResidentBytes();  // all but what is allocated from here on
+  if (!options.read_weights) resident_bytes += weights.dense_bytes;  // once they are read
   auto cache = PagedKvCache::Create(backend.get(), config, *options.kv_dtype, options.kv_blocks);
   if (!cache) return cache.error();
   std::unique_ptr<Transformer> model(
@@ -159,6 +160,13 @@ uint64_t Transformer::LeastBudget() const {
   return BudgetFor(weights_.tiered->cache().LargestLayer(config_.router.experts_per_token));
 }
 
+std::optional<MemoryDivision> Transformer::memory() const {
+  if (weights_.tiered == nullptr) return std::nullopt;
+  const ExpertCache& cache = weights_.tiered->cache();
+  return MemoryDivision{other_bytes_, weights_.dense_bytes, LeastBudget(), cache.all_bytes(),
+                        cache.slab().limit()};
+}
+
 Result<> Transformer::SetMemoryBudget(uint64_t bytes) {
   TieredExperts* tiered = weights_.tiered.get();
   if (tiered == nullptr) return Model::SetMemoryBudget(bytes);
@@ -177,6 +185,16 @@ Result<> Transformer::SetMemoryBudget(uint64_t bytes) {
   tiered->SetMemory(std::min<uint64_t>(usable - other_bytes_, tiered->cache().all_bytes()));
   budget_ = bytes;
   return {};
+}
+
+void Transformer::EndStream(int64_t stream) {
+  if (weights_.tiered != nullptr) weights_.tiered->OnStreamEnd(stream);
+}
+
+bool Transformer::SetRoutingTap(RoutingTap* tap) {
+  if (weights_.tiered == nullptr) return false;
+  weights_.tiered->SetTap(tap);
+  return true;
 }
 
 bool Transformer::Background() {

@@ -39,6 +39,9 @@ class Transformer final : public Model {
   void WarmExperts(std::span<const float> heat) override;
   Result<> SetMemoryBudget(uint64_t bytes) override;
   const ExpertOutlook* outlook() const override { return weights_.tiered.get(); }
+  std::optional<MemoryDivision> memory() const override;
+  void EndStream(int64_t stream) override;
+  bool SetRoutingTap(RoutingTap* tap) override;
   std::shared_ptr<const ExpertTierStats> expert_stats() const override;
 
  private:

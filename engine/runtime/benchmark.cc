@@ -1,9 +1,7 @@
 #include "engine/runtime/benchmark.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <memory>
 #include <random>
 #include <thread>
@@ -14,6 +12,7 @@
 #include "engine/base/process_memory.h"
 #include "engine/formats/pack.h"
 #include "engine/runtime/collector.h"
+#include "engine/runtime/cost_model.h"
 #include "engine/runtime/engine.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -29,72 +28,6 @@ double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t n = values.size();
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-// peak(rounds, sink): as Ops::peak_macs.
-template <class Peak>
-double MeasureMacs(cpu::ThreadPool& pool, Peak&& peak) {
-  constexpr int kSinkFloats = 1024;  // apart, so that workers share no cache line
-  std::vector<float> sink(static_cast<size_t>(pool.threads()) * kSinkFloats);
-  double best = 0;
-  for (int pass = 0; pass < 6; ++pass) {
-    std::atomic<int64_t> macs{0};
-    const auto start = Clock::now();
-    pool.Run([&](int worker) {
-      macs.fetch_add(peak(int64_t{2'000'000}, sink.data() + worker * kSinkFloats),
-                     std::memory_order_relaxed);
-    });
-    best = std::max(best, macs.load() / Seconds(Clock::now() - start));
-  }
-  return best;
-}
-
-// Best of several passes: the roofline is what the machine can do, not what it did while disturbed.
-// Uses at most `memory_bytes` (0: as much as it likes), and gives them back.
-Roofline MeasureMemory(const cpu::Ops& ops, cpu::ThreadPool& pool, uint64_t memory_bytes) {
-  constexpr size_t kPiece = size_t{4} << 20;
-  const int threads = pool.threads();
-  size_t bytes_per_thread = size_t{256} << 20;
-  if (memory_bytes > 0) {
-    bytes_per_thread =
-        std::clamp<size_t>(memory_bytes / threads / kPiece * kPiece, 2 * kPiece, bytes_per_thread);
-  }
-  const size_t total = bytes_per_thread * threads;
-  std::unique_ptr<std::byte, decltype(&std::free)> buffer(
-      static_cast<std::byte*>(std::aligned_alloc(4096, total)), &std::free);
-  SLUICE_CHECK(buffer != nullptr, "no memory for the bandwidth measurement");
-  pool.Run([&](int worker) {
-    std::fill_n(buffer.get() + worker * bytes_per_thread, bytes_per_thread, std::byte{1});
-  });
-
-  Roofline roofline;
-  std::atomic<uint64_t> checksum{0};
-  for (int pass = 0; pass < 6; ++pass) {
-    const auto start = Clock::now();
-    pool.ParallelFor(static_cast<int64_t>(total / kPiece), 1, [&](int64_t begin, int64_t end) {
-      uint64_t sum = 0;
-      for (int64_t i = begin; i < end; ++i)
-        sum += ops.read_stream(buffer.get() + i * kPiece, kPiece);
-      checksum.fetch_add(sum, std::memory_order_relaxed);
-    });
-    roofline.read_bytes_per_second =
-        std::max(roofline.read_bytes_per_second, total / Seconds(Clock::now() - start));
-  }
-  return roofline;
-}
-
-void MeasureArithmetic(const cpu::Ops& ops, cpu::ThreadPool& pool, const Model& model,
-                       Roofline* roofline) {
-  const auto floats = [&](DType dtype) {
-    return MeasureMacs(
-        pool, [&](int64_t rounds, float* sink) { return ops.peak_macs(dtype, rounds, sink); });
-  };
-  roofline->f32_macs_per_second = floats(DType::kF32);
-  roofline->macs_per_second = model.nested_weights() ? MeasureMacs(pool, ops.nested_peak_macs)
-                                                     : floats(model.weight_dtype());
-  roofline->attention_macs_per_second = model.options().kv_dtype == KvDType::kQ8
-                                            ? MeasureMacs(pool, ops.nested_peak_macs)
-                                            : roofline->f32_macs_per_second;
 }
 
 // Of all layers, since the model was loaded.
@@ -150,55 +83,13 @@ class StepLog {
   TierTotals last_, before_;
 };
 
-// What a step must move and compute at least.
-struct StepCost {
-  double bytes = 0;
-  double macs = 0;  // of the weights' type
-  double attention_macs = 0;
-};
-
-class CostModel {
- public:
-  CostModel(const Model& model, const Roofline& roofline)
-      : footprint_(model.footprint()),
-        roofline_(roofline),
-        layers_(model.config().num_layers()),
-        attention_macs_(2.0 * model.config().heads * model.config().head_dim) {}
-
-  // `logit_rows` of the step's tokens go all the way to the output head (past the last layer's
-  // cache writes the others need not); `kv_tokens` cached tokens are read; the step's tokens see
-  // `context` tokens on average.
-  StepCost Cost(const StepRecord& step, int logit_rows, double kv_tokens, double context) const {
-    StepCost cost;
-    cost.bytes = static_cast<double>(footprint_.dense_bytes_per_token) +
-                 static_cast<double>(step.unique_experts) * footprint_.expert_bytes +
-                 kv_tokens * footprint_.kv_bytes_per_block / kKvBlockTokens;
-    const auto logit_row_macs = static_cast<double>(footprint_.logit_row_macs);
-    cost.macs = step.tokens * (static_cast<double>(footprint_.dense_macs_per_token) +
-                               footprint_.expert_macs_per_token - logit_row_macs) +
-                logit_rows * logit_row_macs;
-    cost.attention_macs = attention_macs_ * context * (step.tokens * (layers_ - 1.0) + logit_rows);
-    return cost;
-  }
-  double MemorySeconds(const StepCost& cost) const {
-    return cost.bytes / roofline_.read_bytes_per_second;
-  }
-  double ArithmeticSeconds(const StepCost& cost) const {
-    return cost.macs / roofline_.macs_per_second +
-           cost.attention_macs / roofline_.attention_macs_per_second;
-  }
-
- private:
-  ModelFootprint footprint_;
-  Roofline roofline_;
-  int layers_;
-  double attention_macs_;  // per token, layer and token of context: scores and weighted values
-};
-
 class Runner {
  public:
   Runner(const BenchmarkOptions& options, Engine& engine, StepLog& log, const Roofline& roofline)
-      : options_(options), engine_(engine), log_(log), cost_(engine.model(), roofline) {}
+      : options_(options),
+        engine_(engine),
+        log_(log),
+        cost_(engine.model().footprint(), engine.model().config(), roofline) {}
 
   // One row per test. Warm-up first; each repeat uses other prompts.
   Result<std::vector<BenchmarkRow>> Run() {
@@ -307,7 +198,11 @@ class Runner {
 
   void AddStep(const StepRecord& step, int logit_rows, double kv_tokens, double context,
                Phase* phase) const {
-    const StepCost cost = cost_.Cost(step, logit_rows, kv_tokens, context);
+    const StepCost cost = cost_.Cost({.tokens = static_cast<double>(step.tokens),
+                                      .unique_experts = static_cast<double>(step.unique_experts),
+                                      .logit_rows = static_cast<double>(logit_rows),
+                                      .kv_tokens = kv_tokens,
+                                      .context = context});
     const double memory = cost_.MemorySeconds(cost), arithmetic = cost_.ArithmeticSeconds(cost);
     phase->memory_seconds += memory;
     phase->arithmetic_seconds += arithmetic;

@@ -1,13 +1,8 @@
 // Tokens per second of a model through the real engine (scheduler, forward pass and sampler),
 // beside what this machine's memory and arithmetic would allow.
 //
-// The roofline is measured in the same run and with the same number of threads: bandwidth by
-// streaming reads over a buffer far larger than the caches, arithmetic by the matmul kernel's own
-// multiply-accumulate instruction from registers. The bound of a step is
-//   max(bytes / bandwidth, multiply-accumulates / peak + attention's multiply-accumulates / F32
-//   peak),
-// with bytes = dense weights + distinct experts touched + KV read, each counted once, and attention
-// over full contexts (a sliding window is not credited). The bound of a test is its tokens over the
+// The roofline is measured in the same run and with the same number of threads (roofline.h), and
+// the bound of a step follows from it (cost_model.h). The bound of a test is its tokens over the
 // sum of its steps' bounds. A model that fits in the caches can exceed it: the bound is that of
 // memory, as for any model that does not fit. A model whose experts are partly on disk is also
 // bound by the bytes of the experts that it misses over the bandwidth of direct reads of the pack,
@@ -23,6 +18,7 @@
 #include "engine/base/result.h"
 #include "engine/model/model.h"
 #include "engine/runtime/batch_order.h"
+#include "engine/runtime/roofline.h"
 
 namespace sluice {
 
@@ -46,14 +42,6 @@ struct BenchmarkOptions {
   double temperature = -1;  // of decoding; 0: greedy, negative: greedy with one stream, else 1
   // Called with a sentence as phases begin; may be empty.
   std::function<void(const std::string&)> progress;
-};
-
-struct Roofline {
-  double read_bytes_per_second = 0;
-  double macs_per_second = 0;  // of the weights' type; 8-bit integers for bit-nested ones
-  double f32_macs_per_second = 0;
-  // Attention computes in F32, and with a Q8 cache in 8-bit integers.
-  double attention_macs_per_second = 0;
 };
 
 struct BenchmarkRow {

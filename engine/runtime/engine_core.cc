@@ -484,6 +484,7 @@ void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, T
   }
   if (!active.scheduled) GiveBackPlace(active);
   Publish();
+  model_->EndStream(static_cast<int64_t>(id));
   CallOnFinish(active.sink.get(), std::move(finish));
   active.sink.reset();
   unfinished_.fetch_sub(1, std::memory_order_release);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/runtime/engine.h"
+#include "server/api/served_routing.h"
 #include "server/api/text_codec.h"
 
 namespace sluice {
@@ -22,13 +23,26 @@ struct ServedModel {
   int max_queue = 1;
   std::vector<int32_t> eos_ids;
   std::unique_ptr<TextCodec> codec;
+  // Null where no expert leaves memory. Outlives the engine.
+  std::unique_ptr<ServedRouting> routing;
   // Reset only when no other thread can reach this any more; replies that are destroyed later find
   // it null.
   std::unique_ptr<Engine> engine;
 
+  // The engine's, with what only its listeners know.
+  EngineStats Stats() const;
   void Cancel(RequestId id) {
     if (engine) engine->Cancel(id);
   }
 };
+
+inline EngineStats ServedModel::Stats() const {
+  EngineStats stats = engine->Stats();
+  if (routing == nullptr || stats.expert_tiers == nullptr) return stats;
+  auto tiers = std::make_shared<ExpertTierStats>(*stats.expert_tiers);
+  routing->AddOptimum(tiers.get());
+  stats.expert_tiers = std::move(tiers);
+  return stats;
+}
 
 }  // namespace sluice

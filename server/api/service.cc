@@ -163,17 +163,17 @@ void Service::AddRoutes() {
     if (!model()) return ErrorResponse(openai::UnavailableError("The model is still loading.", 1));
     return JsonResponse({{"status", "ready"}});
   });
-  routes_.Add("GET", "/metrics",
-              [this](const HttpRequest& request, std::string_view, Waker) -> HttpReply {
-                const auto served = model();
-                HttpResponse response;
-                response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-                // What `sluice top` asks for.
-                const bool per_expert = request.query == "experts=1";
-                response.body = metrics_->Render(
-                    served ? std::optional(served->engine->Stats()) : std::nullopt, per_expert);
-                return response;
-              });
+  routes_.Add(
+      "GET", "/metrics", [this](const HttpRequest& request, std::string_view, Waker) -> HttpReply {
+        const auto served = model();
+        HttpResponse response;
+        response.content_type = "text/plain; version=0.0.4; charset=utf-8";
+        // What `sluice top` asks for.
+        const bool per_expert = request.query == "experts=1";
+        response.body =
+            metrics_->Render(served ? std::optional(served->Stats()) : std::nullopt, per_expert);
+        return response;
+      });
   get("/props", [this](std::string_view) { return Props(); });
   get("/admin/memory", [this](std::string_view) -> HttpReply {
     const auto served = model();

@@ -13,6 +13,7 @@ void AddBench(CLI::App& app, int* exit_code);
 void AddEval(CLI::App& app, int* exit_code);
 void AddPack(CLI::App& app, int* exit_code);
 void AddInspect(CLI::App& app, int* exit_code);
+void AddPlan(CLI::App& app, int* exit_code);
 void AddTop(CLI::App& app, int* exit_code);
 void AddTrace(CLI::App& app, int* exit_code);
 

@@ -9,9 +9,11 @@
 #include "engine/base/process_memory.h"
 #include "engine/model/model.h"
 #include "server/api/model_codec.h"
+#include "server/commands/decode_forecast.h"
 #include "server/commands/model_path.h"
 #include "server/commands/progress.h"
 #include "server/commands/settings.h"
+#include "server/commands/trace_model.h"
 #include "server/config/cache_dir.h"
 #include "server/config/memory.h"
 #include "server/system/memory_pressure.h"
@@ -22,20 +24,6 @@ namespace sluice {
 namespace {
 
 namespace fs = std::filesystem;
-
-// model.kv_dtype, with "auto" settled from the type that config.json gives the weights.
-Result<KvDType> ChooseKvDType(const std::string& setting, const ModelFiles& files) {
-  if (const std::optional<KvDType> dtype = ParseKvDType(setting)) return *dtype;
-  const auto text = files.Require(ModelFiles::kConfig);
-  if (!text) return text.error();
-  const auto json = ParseJson(**text, "config.json");
-  if (!json) return json.error();
-  for (const char* name : {"dtype", "torch_dtype"}) {
-    const auto field = json->find(name);
-    if (field != json->end() && *field == "float32") return KvDType::kF32;
-  }
-  return KvDType::kF16;
-}
 
 // Bytes of weights that must be resident: of a pack all but its routed experts.
 uint64_t WeightBytes(const fs::path& directory) {
@@ -96,10 +84,25 @@ Result<KvPlan> MakeKvPlan(const Config& config, const fs::path& path, const Mode
   return plan;
 }
 
-Result<std::unique_ptr<Model>> LoadModel(const Config& config, const fs::path& path,
-                                         const ModelFiles& files, const ModelConfig& architecture,
-                                         Logger& log) {
-  const Result<KvDType> kv_dtype = ChooseKvDType(config.model.kv_dtype, files);
+}  // namespace
+
+Result<KvDType> ServedKvDType(const Config& config, const ModelFiles& files) {
+  if (const std::optional<KvDType> dtype = ParseKvDType(config.model.kv_dtype)) return *dtype;
+  const auto text = files.Require(ModelFiles::kConfig);
+  if (!text) return text.error();
+  const auto json = ParseJson(**text, "config.json");
+  if (!json) return json.error();
+  for (const char* name : {"dtype", "torch_dtype"}) {
+    const auto field = json->find(name);
+    if (field != json->end() && *field == "float32") return KvDType::kF32;
+  }
+  return KvDType::kF16;
+}
+
+Result<ModelOptions> ServedModelOptions(const Config& config, const fs::path& path,
+                                        const ModelFiles& files, const ModelConfig& architecture,
+                                        Logger& log) {
+  const Result<KvDType> kv_dtype = ServedKvDType(config, files);
   if (!kv_dtype) return kv_dtype.error();
   const Result<KvPlan> plan = MakeKvPlan(config, path, architecture, *kv_dtype, log);
   if (!plan) return plan.error();
@@ -130,10 +133,10 @@ Result<std::unique_ptr<Model>> LoadModel(const Config& config, const fs::path& p
     shown = tenth;
     NotifyStarting("loading the model: " + std::to_string(tenth * 10) + "%");
   };
-  return Model::Load(path, options);
+  return options;
 }
 
-Result<fs::path> ResolvePath(const Config& config, Logger& log) {
+Result<fs::path> ServedModelPath(const Config& config, Logger& log) {
   ModelPathOptions options;
   options.cache_directory = CacheDirectory(config.model.cache_dir);
   options.pack_directories = true;
@@ -148,6 +151,8 @@ Result<fs::path> ResolvePath(const Config& config, Logger& log) {
   };
   return ResolveModelPath(config.model.path, options);
 }
+
+namespace {
 
 // All that decides what the model's KvBlocks hold, beside tokens. A pack's first bytes have the
 // checksums of all others.
@@ -174,12 +179,31 @@ std::string ModelId(const ModelSettings& settings) {
   return name.empty() ? "model" : name;
 }
 
+namespace {
+
+// Sets served->routing.
+Result<> Listen(const Config& config, const fs::path& path, Model& model, ServedModel* served) {
+  const ExpertSettings& settings = config.experts;
+  if (model.expert_stats() == nullptr) {
+    if (settings.trace.empty()) return {};
+    return InvalidArgument("experts.trace: this model has no experts to record");
+  }
+  auto routing = ServedRouting::Create(DescribeModel(path, model), settings.trace,
+                                       static_cast<uint64_t>(settings.trace_limit.count));
+  if (!routing) return routing.error();
+  served->routing = std::move(*routing);
+  model.SetRoutingTap(served->routing.get());
+  return {};
+}
+
+}  // namespace
+
 Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                                      std::vector<double> account_weights,
                                                      std::shared_ptr<Metrics> metrics,
                                                      Logger& log) {
   const auto start = std::chrono::steady_clock::now();
-  const auto path = ResolvePath(config, log);
+  const auto path = ServedModelPath(config, log);
   if (!path) return path.error();
   const auto files = ReadModelFiles(*path);
   if (!files) return files.error();
@@ -189,8 +213,12 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   auto codec = LoadModelCodec(*files);
   if (!codec) return codec.error();
   served->codec = std::move(*codec);
-  auto model = LoadModel(config, *path, *files, *architecture, log);
+  const auto model_options = ServedModelOptions(config, *path, *files, *architecture, log);
+  if (!model_options) return model_options.error();
+  auto forecast = DecodeForecast::Prepare(*path, *model_options);
+  auto model = Model::Load(*path, *model_options);
   if (!model) return model.error();
+  if (forecast != nullptr) forecast->SetModel(model->get());
 
   served->id = ModelId(config.model);
   served->created = std::chrono::duration_cast<std::chrono::seconds>(
@@ -209,6 +237,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                 {"threads", (*model)->options().threads},
                                 {"weight_bytes", (*model)->footprint().weight_bytes},
                                 {"seconds", seconds.count()}});
+  if (auto ok = Listen(config, *path, **model, served.get()); !ok) return ok.error();
   EngineOptions options;
   options.max_queue = config.engine.max_queue;
   options.max_queue_tokens = config.engine.max_queue_tokens;
@@ -234,8 +263,11 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   options.batch_order = *ParseBatchOrder(config.engine.batch_order);  // checked by the schema
   options.max_affinity_delay_seconds = config.engine.max_affinity_delay_ms / 1000.0;
   served->engine = Engine::Start(std::move(*model), options,
-                                 [metrics](int batch_tokens, int sequences, double step_seconds) {
+                                 [metrics, forecast = std::shared_ptr(std::move(forecast)), &log](
+                                     int batch_tokens, int sequences, double step_seconds) {
                                    metrics->ObserveStep(batch_tokens, sequences, step_seconds);
+                                   if (forecast == nullptr) return;
+                                   forecast->Observe(batch_tokens, sequences, step_seconds, &log);
                                  });
   served->max_context = served->engine->max_context();
   return served;

@@ -1,11 +1,13 @@
 // From a model's path and settings to a ServedModel.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <vector>
 
 #include "engine/base/log.h"
 #include "engine/base/result.h"
+#include "engine/model/model.h"
 #include "server/api/served_model.h"
 #include "server/config/config.h"
 #include "server/metrics/metrics.h"
@@ -14,6 +16,18 @@ namespace sluice {
 
 // Name that clients use: model.id, or the last part of the path without .sluice or .gguf.
 std::string ModelId(const ModelSettings& settings);
+
+// model.path as it is served: packed first if it is not a pack yet (model_path.h).
+Result<std::filesystem::path> ServedModelPath(const Config& config, Logger& log);
+
+// model.kv_dtype, with "auto" settled from the type that config.json gives the weights.
+Result<KvDType> ServedKvDType(const Config& config, const ModelFiles& files);
+
+// What `serve` loads a model with, KV memory planned and the default budget settled. Errors name
+// the setting that does not fit.
+Result<ModelOptions> ServedModelOptions(const Config& config, const std::filesystem::path& path,
+                                        const ModelFiles& files, const ModelConfig& architecture,
+                                        Logger& log);
 
 // Packs the model if it is not a pack yet (model_path.h), plans KV memory, loads weights, tokenizer
 // and template, and starts the engine, whose accounts have

@@ -56,7 +56,7 @@ class Daemon {
   void OnSignal();
   void StartWatchdog(std::shared_ptr<ServedModel> model);
   // Lives until the engine's thread has ended.
-  std::unique_ptr<TierWatch> StartTierWatch(Engine* engine);
+  std::unique_ptr<TierWatch> StartTierWatch(const ServedModel& model);
 
   const Config& config_;
   Logger& log_;
@@ -111,7 +111,8 @@ void Daemon::StartWatchdog(std::shared_ptr<ServedModel> model) {
   });
 }
 
-std::unique_ptr<TierWatch> Daemon::StartTierWatch(Engine* engine) {
+std::unique_ptr<TierWatch> Daemon::StartTierWatch(const ServedModel& model) {
+  Engine* const engine = model.engine.get();
   const ExpertSettings& settings = config_.experts;
   const bool automatic = settings.memory_budget.count == 0;
   std::optional<MemoryPressurePolicy> policy;
@@ -121,6 +122,10 @@ std::unique_ptr<TierWatch> Daemon::StartTierWatch(Engine* engine) {
   auto watch = std::make_unique<TierWatch>(engine, std::move(policy), log_);
   if (engine->Stats().expert_tiers == nullptr) return watch;
   watch->LogStart();
+  if (model.routing != nullptr && model.routing->trace_status()) {
+    watch->WatchTrace(settings.trace,
+                      [routing = model.routing.get()] { return *routing->trace_status(); });
+  }
   server_.Every(std::chrono::seconds(1), [watch = watch.get()] {
     watch->Tick(std::chrono::steady_clock::now(), [] { return ReadMemorySignals(); });
     return true;
@@ -143,7 +148,7 @@ int Daemon::Run() {
   service_.SetModel(*model);
   loaded_ = true;
   StartWatchdog(*model);
-  const std::unique_ptr<TierWatch> tier_watch = StartTierWatch((*model)->engine.get());
+  const std::unique_ptr<TierWatch> tier_watch = StartTierWatch(**model);
   NotifyReady("serving " + (*model)->id + " on " + server_.url());
   log_.Info("ready", {{"model", (*model)->id}, {"context", (*model)->max_context}});
   std::printf("ready on %s\n", server_.url().c_str());

@@ -38,6 +38,11 @@ void AddSetting(const Setting& setting, CLI::App& command, CommandLine& line) {
   line.options.push_back(std::move(given));
 }
 
+// Of sections that other commands share.
+bool ForServerOnly(const std::string& name) {
+  return name == "experts.pressure" || name == "experts.trace" || name == "experts.trace_limit";
+}
+
 }  // namespace
 
 TierOptions MakeTierOptions(const ExpertSettings& settings) {
@@ -54,8 +59,7 @@ TierOptions MakeTierOptions(const ExpertSettings& settings) {
 void AddSectionSettings(CLI::App& command, const std::string& section, CommandLine& line) {
   line.command = &command;
   for (const Setting& setting : Settings()) {
-    // Pressure is watched by a running server only.
-    if (setting.section != section || setting.name() == "experts.pressure") continue;
+    if (setting.section != section || ForServerOnly(setting.name())) continue;
     AddSetting(setting, command, line);
   }
 }

@@ -1,11 +1,17 @@
 #include "server/commands/tier_watch.h"
 
+#include <cstring>
 #include <utility>
 
 namespace sluice {
 
 TierWatch::TierWatch(Engine* engine, std::optional<MemoryPressurePolicy> policy, Logger& log)
     : engine_(engine), log_(log), policy_(std::move(policy)) {}
+
+void TierWatch::WatchTrace(std::string path, std::function<TraceWriter::Status()> status) {
+  trace_path_ = std::move(path);
+  trace_status_ = std::move(status);
+}
 
 void TierWatch::LogStart() {
   const auto tiers = engine_->Stats().expert_tiers;
@@ -25,6 +31,8 @@ void TierWatch::Tick(TimePoint now, const std::function<MemorySignals()>& read_s
   const auto tiers = engine_->Stats().expert_tiers;
   if (tiers == nullptr) return;
   LogPackFaults(*tiers);
+  LogGuards(*tiers);
+  LogTrace();
   // After a change the statistics in hand may be of before.
   if (!policy_ || FollowChange()) return;
   change_ = policy_->Observe(now, read_signals(), *tiers);
@@ -50,6 +58,31 @@ void TierWatch::LogPackFaults(const ExpertTierStats& tiers) {
           "serve the new one",
           {{"link", link.name}});
     }
+  }
+}
+
+void TierWatch::LogGuards(const ExpertTierStats& tiers) {
+  guard_decisions_.resize(tiers.guards.size());
+  for (size_t i = 0; i < tiers.guards.size(); ++i) {
+    const ExpertTierStats::Guard& guard = tiers.guards[i];
+    if (std::exchange(guard_decisions_[i], guard.decisions) == guard.decisions) continue;
+    log_.Info(guard.on ? "a mechanism pays again and is on" : "a mechanism does not pay and is off",
+              {{"mechanism", guard.name},
+               {"cost_without_over_with", guard.gain},
+               {"outcome", guard.outcome}});
+  }
+}
+
+void TierWatch::LogTrace() {
+  if (!trace_status_) return;
+  const TraceWriter::Status status = trace_status_();
+  if (status.error != 0 && !std::exchange(trace_error_logged_, true)) {
+    log_.Error("the routing trace cannot be written; nothing more is recorded",
+               {{"trace", trace_path_}, {"error", std::strerror(status.error)}});
+  }
+  if (status.full && !std::exchange(trace_full_logged_, true)) {
+    log_.Warn("the routing trace has reached trace_limit; nothing more is recorded",
+              {{"trace", trace_path_}, {"bytes", status.bytes}, {"steps", status.steps}});
   }
 }
 
@@ -98,6 +131,21 @@ void TierWatch::LogSummary() {
                                           {"stall_seconds", stall_seconds},
                                           {"retries", retries},
                                           {"failures", failures}});
+  for (const ExpertTierStats::Guard& guard : tiers->guards) {
+    if (guard.gain == 0) continue;  // never measured
+    log_.Info("what a mechanism was worth", {{"mechanism", guard.name},
+                                             {"on", guard.on ? "yes" : "no"},
+                                             {"cost_without_over_with", guard.gain},
+                                             {"switched", guard.decisions},
+                                             {"outcome", guard.outcome}});
+  }
+  LogTrace();
+  if (!trace_status_) return;
+  const TraceWriter::Status trace = trace_status_();
+  log_.Info("the routing trace", {{"trace", trace_path_},
+                                  {"steps", trace.steps},
+                                  {"lost_steps", trace.lost_steps},
+                                  {"bytes", trace.bytes}});
 }
 
 }  // namespace sluice

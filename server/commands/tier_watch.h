@@ -6,8 +6,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "engine/base/log.h"
+#include "engine/experts/trace.h"
 #include "engine/runtime/engine.h"
 #include "server/system/memory_pressure.h"
 
@@ -20,6 +23,9 @@ class TierWatch {
   // alone.
   TierWatch(Engine* engine, std::optional<MemoryPressurePolicy> policy, Logger& log);
 
+  // Also tells what becomes of a trace of the traffic. `status` from TraceWriter, while Tick runs.
+  void WatchTrace(std::string path, std::function<TraceWriter::Status()> status);
+
   // What experts get and how they are read.
   void LogStart();
   // `read_signals` (ReadMemorySignals) is called where there is a policy to tell.
@@ -30,6 +36,9 @@ class TierWatch {
 
  private:
   void LogPackFaults(const ExpertTierStats& tiers);
+  // A mechanism that must pay for itself was switched on or off.
+  void LogGuards(const ExpertTierStats& tiers);
+  void LogTrace();
   // Logs how the change that was asked for went; true while one is under way or was just logged.
   bool FollowChange();
 
@@ -38,6 +47,10 @@ class TierWatch {
   std::optional<MemoryPressurePolicy> policy_;
   bool truncated_logged_ = false;
   bool replaced_logged_ = false;
+  std::vector<uint64_t> guard_decisions_;  // logged, of each guard
+  std::string trace_path_;
+  std::function<TraceWriter::Status()> trace_status_;
+  bool trace_full_logged_ = false, trace_error_logged_ = false;
 
   std::optional<MemoryPressurePolicy::Change> change_;  // asked for, not yet logged
   uint64_t before_bytes_ = 0;                           // the budget before it

@@ -9,11 +9,11 @@
 
 #include "engine/experts/trace.h"
 #include "engine/experts/trace_observer.h"
-#include "engine/formats/pack.h"
 #include "engine/model/model.h"
 #include "engine/text/tokenizer.h"
 #include "server/commands/model_path.h"
 #include "server/commands/progress.h"
+#include "server/commands/trace_model.h"
 #include "server/config/cache_dir.h"
 
 namespace sluice {
@@ -40,27 +40,6 @@ Result<std::vector<std::vector<int32_t>>> ReadDocuments(const TraceRecordOptions
     return InvalidArgument("the texts hold no document of " + std::to_string(length) + " tokens");
   }
   return documents;
-}
-
-TraceModel DescribeModel(const std::filesystem::path& path, const Model& model) {
-  TraceModel result;
-  result.name = path.filename().string();
-  result.space = {model.config().num_layers(), model.config().router.num_experts};
-  result.experts_per_token = model.config().router.experts_per_token;
-  if (std::filesystem::is_regular_file(path)) {
-    if (const Result<PackReader> pack = PackReader::Open(path)) {
-      for (int i = 0; i < result.space.size(); ++i) {
-        const ExpertId id = result.space.id(i);
-        const PackExpert* expert = pack->FindExpert(id.layer, id.index);
-        result.expert_bytes.push_back(expert == nullptr ? 0 : expert->bytes(expert->sets.size()));
-      }
-      const std::vector<uint64_t>& sizes = result.expert_bytes;
-      if (std::equal(sizes.begin() + 1, sizes.end(), sizes.begin())) result.expert_bytes.resize(1);
-      return result;
-    }
-  }
-  result.expert_bytes = {model.footprint().expert_bytes};
-  return result;
 }
 
 class Recorder {

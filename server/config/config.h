@@ -51,7 +51,10 @@ struct ExpertSettings {
   std::string policy = "auto";
   std::string prefetch = "auto";
   std::string cache = "on";
-  std::string pressure = "auto";  // `serve` only; auto: on unless memory_budget is given
+  // `serve` only.
+  std::string pressure = "auto";  // auto: on unless memory_budget is given
+  std::string trace;              // file that the routing of the traffic is recorded in
+  Bytes trace_limit{int64_t{1} << 30};
 };
 
 struct EngineSettings {

@@ -244,6 +244,23 @@ const std::array kSettings = {
             {"auto", "on", "off"},
             "on: lower the budget while the machine or the cgroup is short of memory; auto: on "
             "unless a budget is given."},
+    Setting{"experts",
+            "trace",
+            "--trace",
+            SLUICE_FIELD(experts.trace),
+            0,
+            0,
+            {},
+            "File that the routing of the traffic is recorded in, for `sluice trace replay` and "
+            "`sluice plan`; one of that name becomes FILE.1. Empty: none."},
+    Setting{"experts",
+            "trace_limit",
+            "--trace-limit",
+            SLUICE_FIELD(experts.trace_limit),
+            0,
+            1024 * kTiB,
+            {},
+            "Most bytes of the trace; what comes later is not recorded. 0: no limit."},
 
     Setting{"engine",
             "threads",

@@ -167,6 +167,8 @@ void AddExpertMetrics(const ExpertTierStats& stats, bool per_expert, MetricSnaps
     out->Gauge("sluice_expert_belady_hit_rate",
                "Share of hits with the best possible evictions on the last window.",
                stats.belady_hit_rate);
+    out->Gauge("sluice_expert_window_hit_rate", "Share of hits on the same window.",
+               stats.window_hit_rate);
   }
   AddLinks(stats, out);
   AddTiers(stats, out);

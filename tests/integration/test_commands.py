@@ -14,7 +14,7 @@ def sluice(*arguments, check=True):
     return done
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["inspect"], ["bench"], ["eval"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["inspect"], ["bench"], ["eval"], ["plan"]])
 def test_help_is_printed_for_every_command(command):
     assert "--help" in sluice(*command, "--help").stdout
 
@@ -26,6 +26,33 @@ def test_bench_prints_the_rows_that_scripts_read():
     for row in rows:
         assert 0 < row["min"] <= row["tokens_per_second"] <= row["max"]
         assert row["bound"] > 0 and abs(row["bound_fraction"] - row["tokens_per_second"] / row["bound"]) < 1e-6
+
+
+def test_plan_foretells_what_a_budget_holds(tmp_path):
+    pack = tmp_path / "demo.sluice"
+    sluice("pack", str(DEMO_MODEL), str(pack), "--bits", "8", "--dense-bits", "8")
+    settings = ["--model", str(pack), "--context", "64", "--max-running", "2", "--max-batch-tokens", "64"]
+
+    def plan(*arguments):
+        return json.loads(sluice("plan", *settings, "--json", *arguments).stdout)
+
+    whole = plan()
+    assert whole["hit_rate"] == 1 and whole["bytes_read_per_token"] == 0
+    assert whole["expert_bytes_in_memory"] == whole["expert_bytes"] > 0
+    assert whole["decode_tokens_per_second"] > 0 and whole["prefill_tokens_per_second"] > 0
+    assert whole["startup_seconds"] > 0
+    assert plan("--users", "2")["kv_bytes"] == 2 * whole["kv_bytes"] > 0
+
+    part = plan("--memory-budget", str(whole["least_budget"] + whole["expert_bytes"] // 4))
+    assert 0 < part["expert_bytes_in_memory"] < part["expert_bytes"]
+    assert 0 < part["hit_rate"] < 1 and part["bytes_read_per_token"] > 0
+    assert part["decode_tokens_per_second"] < whole["decode_tokens_per_second"]
+    parts = sum(part[name] for name in ("weights_bytes", "kv_bytes", "buffer_bytes", "process_bytes",
+                                        "expert_bytes_in_memory"))
+    assert 0.97 * part["memory_budget"] < parts <= part["memory_budget"]
+
+    refused = sluice("plan", *settings, "--memory-budget", "1MiB", check=False)
+    assert refused.returncode == 2 and "at least" in refused.stderr
 
 
 def test_eval_prints_perplexity_of_a_text():
@@ -53,6 +80,9 @@ def test_the_demo_model_still_solves_its_tasks(tmp_path):
     (["bench", "--model", str(DEMO_MODEL), "--prompt", "0"], ["prompt"]),
     (["eval", "--model", str(DEMO_MODEL), "--text", "/nowhere.txt"], ["/nowhere.txt"]),
     (["eval", "--model", str(DEMO_MODEL), "--text", "/nowhere.txt", "--kv-dtype", "q4"], ["--kv-dtype", "q4", "q8"]),
+    (["plan", "--model", "/nowhere"], ["/nowhere"]),
+    (["plan", "--model", str(DEMO_MODEL), "--users", "0"], ["--users"]),
+    (["plan", "--model", str(DEMO_MODEL), "--trace", "/nowhere.trace"], ["/nowhere.trace"]),
     (["bench", "--model", str(DEMO_MODEL), "--kv-dtype", "q4"], ["--kv-dtype", "q4", "q8"]),
 ])
 def test_a_wrong_argument_is_refused_with_its_name(arguments, words):

@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <thread>
 
+#include "engine/experts/trace_tap.h"
 #include "engine/experts/trace_wire.h"
 #include "tests/support/catch.h"
 #include "tests/support/result.h"
@@ -209,7 +211,8 @@ TEST_CASE("Headers of impossible models are refused", "[trace]") {
 
 TEST_CASE("Steps that do not fit what may be pending are left out and counted", "[trace]") {
   TemporaryFile file;
-  Result<std::unique_ptr<TraceWriter>> writer = TraceWriter::Create(file.path, SmallModel(), 100);
+  Result<std::unique_ptr<TraceWriter>> writer =
+      TraceWriter::Create(file.path, SmallModel(), {.pending_bytes = 100});
   REQUIRE(writer);
   std::vector<int32_t> distinct;
   for (int i = 0; i < 200; ++i) distinct.push_back(i);
@@ -225,6 +228,76 @@ TEST_CASE("Steps that do not fit what may be pending are left out and counted", 
   REQUIRE(trace);
   CHECK(trace->steps == 1);
   CHECK(trace->lost_steps == 1);
+}
+
+TEST_CASE("A trace ends at its limit, without gaps", "[trace]") {
+  TemporaryFile file;
+  const uint64_t limit = 4000;
+  Result<std::unique_ptr<TraceWriter>> writer =
+      TraceWriter::Create(file.path, SmallModel(), {.limit_bytes = limit});
+  REQUIRE(writer);
+  const int32_t ids[] = {1, 2};
+  const float weights[] = {1, 1};
+  const int64_t stream = 0;
+  for (int step = 0; step < 1000; ++step) {
+    (*writer)->OnLayer(0, {1, 2, ids, &stream}, weights);
+    (*writer)->EndStep();
+  }
+  const TraceWriter::Status status = (*writer)->status();
+  CHECK(status.full);
+  CHECK(status.steps + status.lost_steps == 1000);
+  REQUIRE((*writer)->Close());
+  CHECK(std::filesystem::file_size(file.path) <= limit);
+  CHECK(std::filesystem::file_size(file.path) > limit / 2);
+  const Result<Trace> trace = ReadTrace(file.path);
+  REQUIRE(trace);
+  CHECK(trace->steps == status.steps);
+  CHECK(!trace->truncated);
+}
+
+TEST_CASE("With a flush interval steps reach the file while it is being written", "[trace]") {
+  TemporaryFile file;
+  Result<std::unique_ptr<TraceWriter>> writer =
+      TraceWriter::Create(file.path, SmallModel(), {.flush_seconds = 0.001});
+  REQUIRE(writer);
+  const uint64_t header = std::filesystem::file_size(file.path);
+  const int32_t ids[] = {1, 2};
+  const float weights[] = {1, 1};
+  const int64_t stream = 0;
+  (*writer)->OnLayer(0, {1, 2, ids, &stream}, weights);
+  (*writer)->EndStep();
+  // Bounded by the test's own time limit only.
+  Result<Trace> trace = ReadTrace(file.path);
+  while (!trace || trace->steps == 0) {
+    std::this_thread::yield();
+    trace = ReadTrace(file.path);
+  }
+  CHECK(trace->steps == 1);
+  CHECK(std::filesystem::file_size(file.path) > header);
+}
+
+TEST_CASE("Taps record layers with gaps between their rows of weights", "[trace]") {
+  TemporaryFile file;
+  Result<std::unique_ptr<TraceWriter>> writer = TraceWriter::Create(file.path, SmallModel());
+  REQUIRE(writer);
+  {
+    TraceTap tap(std::move(*writer));
+    const int32_t ids[] = {1, 2, 3, 4};
+    const float weights[] = {0.5F, 0.25F, -1, 0.125F, 0, -1};
+    const int64_t streams[] = {5, 6};
+    tap.OnLayer(0, {2, 2, ids, streams, weights, 3}, {});
+    tap.EndStep();
+    tap.OnStreamEnd(5);
+    CHECK(tap.status().steps == 1);
+  }
+  const Result<Trace> trace = ReadTrace(file.path);
+  REQUIRE(trace);
+  REQUIRE(trace->weights.size() == 4);
+  CHECK(trace->weights[1] == Approx(0.25).epsilon(0.001));
+  CHECK(trace->weights[2] == Approx(0.125).epsilon(0.001));
+  CHECK(trace->weights[3] == 0);
+  REQUIRE(!trace->events.empty());
+  CHECK(trace->events.back().kind == Trace::Kind::kStepEnd);
 }
 
 TEST_CASE("A full disk is an error of Close, not of the steps", "[trace]") {

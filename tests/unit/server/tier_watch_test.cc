@@ -1,5 +1,6 @@
 #include "server/commands/tier_watch.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <limits>
 #include <string>
@@ -73,6 +74,46 @@ TEST_CASE("A pack that was truncated or replaced is logged once", "[server][tier
   CHECK(w.Logged("the old one is served on") == 1);
   CHECK(w.Logged("truncated under the server") == 1);
   CHECK(w.reads == 0);
+}
+
+TEST_CASE("A mechanism that is switched off or on is logged once, with what was measured",
+          "[server][tiers]") {
+  Watched w(std::nullopt);
+  w.tiers.guards.push_back({"prefetch", true, 0, 0, 0, "no trial yet"});
+  w.Tick();
+  CHECK(w.Logged("prefetch") == 0);
+  w.tiers.guards[0] = {"prefetch", false, 0.75, 1, 40, "prefetch is switched off: 0.75x"};
+  w.Tick();
+  w.Tick();
+  CHECK(w.Logged("does not pay and is off") == 1);
+  CHECK(w.Logged("mechanism=prefetch cost_without_over_with=0.75 outcome=\"prefetch is switched "
+                 "off: 0.75x\"") == 1);
+  w.tiers.guards[0] = {"prefetch", true, 1.5, 2, 80, "prefetch is switched on: 1.5x"};
+  w.Tick();
+  w.Tick();
+  CHECK(w.Logged("pays again and is on") == 1);
+  w.watch.LogSummary();
+  CHECK(w.Logged("what a mechanism was worth") == 1);
+}
+
+TEST_CASE("A trace of the traffic that is full or cannot be written is logged once",
+          "[server][tiers]") {
+  Watched w(std::nullopt);
+  TraceWriter::Status status;
+  w.watch.WatchTrace("day.trace", [&status] { return status; });
+  w.Tick();
+  CHECK(w.Logged("day.trace") == 0);
+  status.full = true;
+  status.bytes = 1000;
+  w.Tick();
+  w.Tick();
+  CHECK(w.Logged("has reached trace_limit") == 1);
+  status.error = ENOSPC;
+  w.Tick();
+  w.Tick();
+  CHECK(w.Logged("cannot be written") == 1);
+  w.watch.LogSummary();
+  CHECK(w.Logged("trace=day.trace steps=0 lost_steps=0 bytes=1000") == 1);
 }
 
 TEST_CASE("The log says how experts are read, and at the end what came of it", "[server][tiers]") {

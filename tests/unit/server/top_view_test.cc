@@ -42,7 +42,7 @@ EngineStats Tiered(int round) {
   disk.failures = 1;
   tiers->links = {disk};
   tiers->tiers = {{"host", 2'000'000'000, 1'500'000'000}};
-  tiers->guards = {{"prefetch", true, 1.25, 1, 36}};
+  tiers->guards = {{"prefetch", true, 1.25, 1, 36, {}}};
   tiers->experts_per_layer = 4;
   tiers->heat = {0, 0, 0, 0, 8, 2, 0.5f, 0, 1, 1, 1, 1};
   tiers->resident_planes = {0, 0, 0, 0, 4, 4, 0, 0, 4, 0, 0, 0};
