@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <utility>
 
 #include "engine/base/check.h"
 #include "engine/experts/pack_expert.h"
+#include "engine/experts/quality.h"
 
 namespace sluice {
 
@@ -16,15 +18,18 @@ ExpertCache::ExpertCache(ExpertSpace space, std::vector<const PackExpert*> exper
       entries_(static_cast<size_t>(space.size())),
       slab_(std::move(slab)),
       policy_(std::move(policy)),
-      evictable_(entries_.size()) {
+      evictable_(entries_.size()),
+      trimmable_(entries_.size()) {
   SLUICE_CHECK(experts.size() == entries_.size());
   for (int place = 0; place < space_.size(); ++place) {
     Entry& entry = entries_[place];
     entry.pack = experts[place];
     if (entry.pack == nullptr) continue;
     entry.whole = static_cast<uint8_t>(PlaneSetsFor(*entry.pack, expert_bits));
+    entry.low = static_cast<uint8_t>(SetsFor(place, kLowBits));
     ++expert_count_;
     all_bytes_ += whole_bytes(place);
+    high_bytes_ += bytes(place, entry.low, entry.whole);
   }
   TellCapacity();
 }
@@ -36,6 +41,13 @@ size_t ExpertCache::bytes(int place, int first, int end) const {
   return total;
 }
 
+int ExpertCache::SetsFor(int place, int bits) const {
+  const Entry& entry = entries_[place];
+  if (bits >= kAllBits) return entry.whole;
+  if (bits <= kSkippable) return 0;
+  return std::min(int{entry.whole}, static_cast<int>(PlaneSetsFor(*entry.pack, bits)));
+}
+
 void ExpertCache::TellCapacity() {
   if (expert_count_ == 0) return;
   const double share = static_cast<double>(slab_.limit()) / static_cast<double>(all_bytes_);
@@ -45,6 +57,7 @@ void ExpertCache::TellCapacity() {
 void ExpertCache::UpdateFlags(int place) {
   const Entry& entry = entries_[place];
   evictable_[place] = entry.held > 0 && entry.held == entry.resident && !entry.pinned;
+  trimmable_[place] = evictable_[place] != 0 && entry.held > entry.low;
 }
 
 void ExpertCache::SetResident(int place, int sets) {
@@ -63,6 +76,8 @@ void ExpertCache::FreeSets(int place, int first) {
   Entry& entry = entries_[place];
   for (int set = first; set < entry.held; ++set) {
     slab_.Free(entry.at[set], entry.pack->sets[set].bytes);
+    by_address_.erase(entry.at[set]);
+    if (set >= entry.low) held_high_bytes_ -= bytes(place, set, set + 1);
   }
   entry.held = static_cast<uint8_t>(first);
 }
@@ -73,6 +88,8 @@ bool ExpertCache::AllocateSets(int place, int end) {
     const auto offset = slab_.Allocate(entry.pack->sets[set].bytes);
     if (!offset) return false;
     entry.at[set] = *offset;
+    by_address_[*offset] = {place, set, bytes(place, set, set + 1)};
+    if (set >= entry.low) held_high_bytes_ += bytes(place, set, set + 1);
     entry.held = static_cast<uint8_t>(set + 1);
   }
   return true;
@@ -82,25 +99,98 @@ bool ExpertCache::Claim(int place, int end, CacheClaim claim, int layer, float p
   Entry& entry = entries_[place];
   SLUICE_CHECK(!reading(place) && entry.held < end && end <= entry.whole);
   const int before = entry.held;
-  evictable_[place] = 0;  // growing must not push out its own low planes
+  // Growing must not push out its own low planes.
+  evictable_[place] = trimmable_[place] = 0;
   while (!AllocateSets(place, end)) {
-    int victim = -1;
-    if (claim != CacheClaim::kFill) victim = policy_->Victim(layer, place, evictable_);
-    if (victim >= 0 && claim == CacheClaim::kPredicted &&
-        !policy_->Prefers(layer, place, probability, victim)) {
-      victim = -1;
-    }
-    if (victim < 0) {
-      FreeSets(place, before);
+    // What did fit goes back first: in the middle of a hole that grows, it would split it.
+    FreeSets(place, before);
+    if (high_share_ < 1 && Compact(bytes(place, before, end))) continue;
+    if (!MakeRoom(place, claim, layer, probability)) {
       UpdateFlags(place);
       return false;
     }
-    // What did fit goes back first: in the middle of a hole that grows, it would split it.
-    FreeSets(place, before);
-    Evict(victim);
   }
   if (before == 0) policy_->OnInsert(place);
   UpdateFlags(place);
+  return true;
+}
+
+bool ExpertCache::MakeRoom(int place, CacheClaim claim, int layer, float probability) {
+  if (claim == CacheClaim::kFill) return false;
+  int victim = -1;
+  int sets = 0;  // that stay
+  if (high_share_ < 1) {
+    const double share = static_cast<double>(high_bytes_) / static_cast<double>(all_bytes_);
+    const double most = high_share_ * share * static_cast<double>(slab_.used());
+    if (static_cast<double>(held_high_bytes_) > most) {
+      victim = policy_->Victim(layer, place, trimmable_);
+      if (victim >= 0) sets = entries_[victim].held - 1;
+    }
+  }
+  if (victim < 0) victim = policy_->Victim(layer, place, evictable_);
+  if (victim < 0) return false;
+  if (claim == CacheClaim::kPredicted && !policy_->Prefers(layer, place, probability, victim)) {
+    return false;
+  }
+  Evict(victim, sets);
+  return true;
+}
+
+bool ExpertCache::Compact(size_t wanted) {
+  constexpr size_t kMostMoved = 4;  // times what is wanted
+  if (slab_.free_bytes() < wanted) return false;
+  // The run of neighbouring sets that may move, with the holes between and beside them, which frees
+  // enough and moves least. [begin, end) slides along the addresses.
+  auto begin = by_address_.begin(), end = begin, best_begin = by_address_.end(), best_end = end;
+  size_t from = 0;   // where the run's first hole begins
+  size_t moved = 0;  // bytes of its sets
+  size_t least = kMostMoved * wanted + 1;
+  const auto hole_end = [&](auto next) {
+    return next == by_address_.end() ? slab_.limit() : next->first;
+  };
+  for (;;) {
+    const size_t free = hole_end(end) - from - moved;
+    if (free >= wanted && begin != end) {
+      if (moved < least) {
+        least = moved;
+        best_begin = begin;
+        best_end = end;
+      }
+      from = begin->first + begin->second.bytes;
+      moved -= begin->second.bytes;
+      ++begin;
+      continue;
+    }
+    if (end == by_address_.end()) break;
+    const Entry& entry = entries_[end->second.place];
+    if (entry.pinned || entry.held > entry.resident) {
+      from = end->first + end->second.bytes;
+      begin = ++end;
+      moved = 0;
+      continue;
+    }
+    moved += end->second.bytes;
+    ++end;
+  }
+  if (best_begin == by_address_.end()) return false;
+
+  std::vector<Held> run;
+  size_t at = 0;
+  if (best_begin != by_address_.begin()) {
+    const auto before = std::prev(best_begin);
+    at = before->first + before->second.bytes;
+  }
+  for (auto it = best_begin; it != best_end; ++it) run.push_back(it->second);
+  by_address_.erase(best_begin, best_end);
+  for (const Held& held : run) {
+    Entry& entry = entries_[held.place];
+    size_t& place_at = entry.at[held.set];
+    if (place_at > at) slab_.Slide(place_at, held.bytes, place_at - at);
+    place_at = at;
+    by_address_[at] = held;
+    at += held.bytes;
+    SetResident(held.place, entry.resident);
+  }
   return true;
 }
 

@@ -2,13 +2,15 @@
 // and the policy; it reads nothing (TieredExperts does) and knows no steps.
 //
 // An expert holds memory for its first `held` plane sets, of which `resident` have landed. Sets
-// have a piece of the slab each, so that the high planes of an expert can go and its low ones stay.
+// have a piece of the slab each, so that the high planes of an expert can go and its low ones stay
+// (SetHighShare).
 //
 // Threads: one owner thread (the engine thread).
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -49,6 +51,11 @@ class ExpertCache {
   // Of plane sets [first, end), as the slab counts them.
   size_t bytes(int place, int first, int end) const;
   size_t whole_bytes(int place) const { return bytes(place, 0, entries_[place].whole); }
+  // The plane sets that give the most precision up to `bits` bits, at most the whole expert; 0 for
+  // kSkippable.
+  int SetsFor(int place, int bits) const;
+  // Those that stay longest: of kLowBits.
+  int low_sets(int place) const { return entries_[place].low; }
   // Every expert is whole: nothing will ever be read again (unless something is evicted).
   bool complete() const { return whole_count_ == expert_count_; }
   int expert_count() const { return expert_count_; }
@@ -75,6 +82,12 @@ class ExpertCache {
   // Down to the first `sets` sets (0: gone). REQUIRES: not pinned, not reading.
   void Evict(int place, int sets = 0);
 
+  // Of the planes above low_sets. While those that are held take more than `share` of what they
+  // would if everything held were whole, they leave first, the top plane of the policy's victim at
+  // a time, and no expert leaves altogether (D2MoE's budget rule, as far as requests accept low
+  // precision). 1, as at the start: experts leave whole.
+  void SetHighShare(double share) { high_share_ = share; }
+
   // Evicts what lies above and lowers the limit, or raises it. False when something that is pinned
   // or being read is in the way: the limit is unchanged then.
   bool SetLimit(size_t bytes);
@@ -88,9 +101,12 @@ class ExpertCache {
   uint64_t evictions() const { return evictions_; }
 
  private:
+  static constexpr int kLowBits = 2;
+
   struct Entry {
     const PackExpert* pack = nullptr;
     uint8_t whole = 0;
+    uint8_t low = 0;
     uint8_t resident = 0;
     uint8_t held = 0;
     bool pinned = false;
@@ -102,13 +118,27 @@ class ExpertCache {
   void SetResident(int place, int sets);
   void FreeSets(int place, int first);
   bool AllocateSets(int place, int end);
+  // Frees some memory for a claim; false when nothing may go for it.
+  bool MakeRoom(int place, CacheClaim claim, int layer, float probability);
+  // Slides experts together until there is a hole of `bytes`, where that moves little: planes that
+  // were freed one by one leave holes that no low plane fits into. False: nothing was moved.
+  bool Compact(size_t bytes);
   void TellCapacity();
 
   ExpertSpace space_;
   std::vector<Entry> entries_;
   ExpertSlab slab_;
+  struct Held {
+    int place, set;
+    size_t bytes;
+  };
+  std::map<size_t, Held> by_address_;  // all held sets
   std::unique_ptr<CachePolicy> policy_;
   std::vector<uint8_t> evictable_;  // [place]
+  std::vector<uint8_t> trimmable_;  // [place] evictable_ with planes above low_sets
+  double high_share_ = 1;
+  size_t high_bytes_ = 0;       // of all experts: planes above low_sets
+  size_t held_high_bytes_ = 0;  // of these, held
   int expert_count_ = 0;
   int whole_count_ = 0;
   size_t all_bytes_ = 0;  // of all experts, whole

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 #include <iterator>
 #include <string>
 
@@ -101,6 +102,16 @@ void ExpertSlab::Free(size_t offset, size_t bytes) {
   SLUICE_CHECK(used_ >= bytes && offset + bytes <= limit_);
   used_ -= bytes;
   AddHole(offset, bytes);
+}
+
+void ExpertSlab::Slide(size_t offset, size_t bytes, size_t down) {
+  const size_t piece = PieceBytes(bytes);
+  const size_t to = offset - down;
+  const auto before = holes_.find(to);
+  SLUICE_CHECK(before != holes_.end() && before->second == down, "no hole of this size before it");
+  RemoveHole(before);
+  std::memmove(base_ + to, base_ + offset, bytes);
+  AddHole(to + piece, down);
 }
 
 void ExpertSlab::SetLimit(size_t bytes) {

@@ -41,6 +41,9 @@ class ExpertSlab {
   std::optional<size_t> Allocate(size_t bytes);
   // `bytes` as in Allocate.
   void Free(size_t offset, size_t bytes);
+  // Moves a piece and its contents to the beginning of the hole before it, which has `down` bytes.
+  // REQUIRES: there is one, and nobody uses the address.
+  void Slide(size_t offset, size_t bytes, size_t down);
 
   // Pieces must lie below the new limit (REQUIRES); memory above it goes back to the system.
   // Rounded down to the alignment.

@@ -12,7 +12,8 @@
 //   source->End();
 //
 // Experts come in the order in which they can be computed, each demand exactly once. Weights are
-// valid until the following Next or End.
+// valid until the following Next or End. They have at least the precision that the demand accepts,
+// and whatever more is in memory.
 //
 // Threads: one owner thread (the engine thread).
 #pragma once
@@ -24,6 +25,7 @@
 #include "engine/experts/expert_id.h"
 #include "engine/experts/expert_predictor.h"
 #include "engine/experts/expert_weights.h"
+#include "engine/experts/quality.h"
 
 namespace sluice {
 
@@ -31,12 +33,18 @@ struct ExpertDemand {
   int expert = 0;    // index in the layer
   int tokens = 0;    // of the step that chose it
   float weight = 0;  // sum of their gate weights
+  // The least precision that all of them accept; kSkippable: none rather than wait.
+  int8_t least_bits = kAllBits;
 };
 
 struct ReadyExpert {
-  int demand = 0;                          // index into Begin's demands
-  const ExpertWeights* weights = nullptr;  // null: it cannot be had; see error
+  int demand = 0;  // index into Begin's demands
+  // Null: it cannot be had; see error. Without an error: it is skipped, as the demand accepts.
+  const ExpertWeights* weights = nullptr;
   const Error* error = nullptr;
+  bool degraded = false;  // fewer planes than the pack has for it
+
+  bool skipped() const { return weights == nullptr && error == nullptr; }
 };
 
 class ExpertSource {

@@ -41,6 +41,8 @@ MoeRunner::MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens
   groups_.reserve(config.router.num_experts + 1);
   group_experts_.reserve(config.router.num_experts + 1);
   demands_.reserve(config.router.num_experts);
+  degraded_.reserve(config.router.num_experts);
+  by_weight_.reserve(config.router.num_experts);
 }
 
 void MoeRunner::AddLimits(const ModelConfig& config, int max_tokens, WorkspaceLimits* limits) {
@@ -84,6 +86,8 @@ Result<MoeRunner> MoeRunner::Create(Backend* backend, const ModelConfig& config,
   layout.Add(&runner.ahead_ids_, tokens * slots);
   layout.Add(&runner.ahead_logits_, tokens * experts);
   layout.Add(&runner.ahead_weights_, tokens * slots);
+  layout.Add(&runner.kept_ids_, tokens * slots);
+  layout.Add(&runner.bits_, tokens * slots);
   if (observer != nullptr) {
     WorkspaceLimits limits;
     AddLimits(config, max_tokens, &limits);
@@ -188,15 +192,37 @@ void MoeRunner::Route(const MoeWeights& weights, int tokens, float* hidden) {
                   .weights_stride = slots_,
                   .gate = gated ? shared_logit_ : nullptr,
                   .gate_stride = 1});
-  plan_.Build(ids_, k, tokens, index_, slots_);
+}
+
+void MoeRunner::Grade(const LayerTokens& tokens) {
+  const int k = router_.experts_per_token;
+  const auto experts = static_cast<size_t>(k);
+  for (int t = 0; t < tokens.count; ++t) {
+    const ptrdiff_t first = static_cast<ptrdiff_t>(t) * k;
+    float* weights = weights_ + static_cast<ptrdiff_t>(t) * slots_;
+    GradeExperts(tokens.quality[t], rules_, {weights, experts}, {bits_ + first, experts});
+    for (int s = 0; s < k; ++s) {
+      const bool dropped = bits_[first + s] == kDropped;
+      kept_ids_[first + s] = dropped ? -1 : ids_[first + s];
+      if (!dropped) continue;
+      weights[s] = 0;
+      reweigh_ = true;
+    }
+  }
+}
+
+void MoeRunner::Plan(const LayerTokens& tokens) {
+  const int k = router_.experts_per_token;
+  plan_.Build(graded_ ? kept_ids_ : ids_, k, tokens.count, index_, slots_);
   demands_.clear();
   for (const RoutingPlan::Group& group : plan_.groups()) {
-    demands_.push_back({group.expert, group.count, 0});
+    demands_.push_back({group.expert, group.count, 0, graded_ ? kSkippable : kAllBits});
   }
   // By assignment: its weight, for the observer; summed by expert, for the source.
-  for (int t = 0; t < tokens; ++t) {
+  for (int t = 0; t < tokens.count; ++t) {
     for (int s = 0; s < slots_; ++s) {
-      if (s >= k) index_[t * slots_ + s] = tokens * k + t;
+      if (s >= k) index_[t * slots_ + s] = tokens.count * k + t;
+      if (graded_ && s < k && bits_[t * k + s] == kDropped) continue;
       assignment_weights_[index_[t * slots_ + s]] = weights_[t * slots_ + s];
     }
   }
@@ -204,6 +230,85 @@ void MoeRunner::Route(const MoeWeights& weights, int tokens, float* hidden) {
     const RoutingPlan::Group& group = plan_.groups()[d];
     for (int i = 0; i < group.count; ++i) {
       demands_[d].weight += assignment_weights_[group.begin + i];
+    }
+  }
+  if (!graded_) return;
+  // The most demanding token decides.
+  for (size_t d = 0; d < demands_.size(); ++d) {
+    const RoutingPlan::Group& group = plan_.groups()[d];
+    for (int i = 0; i < group.count; ++i) {
+      const ptrdiff_t token = plan_.rows()[group.begin + i];
+      const int32_t* chosen = ids_ + token * k;
+      const auto slot = std::find(chosen, chosen + k, group.expert) - chosen;
+      demands_[d].least_bits = std::max(demands_[d].least_bits, bits_[token * k + slot]);
+    }
+  }
+  GradeTail(tokens);
+}
+
+void MoeRunner::GradeTail(const LayerTokens& tokens) {
+  if (tokens.count == 1) return;
+  by_weight_.resize(demands_.size());
+  std::iota(by_weight_.begin(), by_weight_.end(), 0);
+  std::sort(by_weight_.begin(), by_weight_.end(), [&](int a, int b) {
+    return demands_[a].weight != demands_[b].weight ? demands_[a].weight < demands_[b].weight
+                                                    : a < b;
+  });
+  float sum = 0;
+  for (const ExpertDemand& demand : demands_) sum += demand.weight;
+  float before = 0;
+  for (const int d : by_weight_) {
+    before += demands_[d].weight;
+    const RoutingPlan::Group& group = plan_.groups()[d];
+    int8_t least = kSkippable;
+    for (int i = 0; i < group.count; ++i) {
+      const QualityRule& rule = rules_.of(tokens.quality[plan_.rows()[group.begin + i]].quality);
+      least = std::max(least, before <= rule.tail_share * sum ? rule.tail_bits : kAllBits);
+    }
+    demands_[d].least_bits = std::min(demands_[d].least_bits, least);
+  }
+}
+
+void MoeRunner::Skip(int demand) {
+  const int k = router_.experts_per_token;
+  const RoutingPlan::Group& group = plan_.groups()[demand];
+  for (int i = 0; i < group.count; ++i) {
+    const ptrdiff_t token = plan_.rows()[group.begin + i];
+    const int32_t* chosen = ids_ + token * k;
+    const auto slot = std::find(chosen, chosen + k, group.expert) - chosen;
+    bits_[token * k + slot] = kDropped;
+    weights_[token * slots_ + slot] = 0;
+    // A row that is computed: the first expert of a token is never skipped.
+    index_[token * slots_ + slot] = index_[token * slots_];
+  }
+  reweigh_ = true;
+}
+
+void MoeRunner::Reweigh(int tokens) {
+  if (!router_.renormalize) return;
+  const int k = router_.experts_per_token;
+  for (int t = 0; t < tokens; ++t) {
+    const int8_t* bits = bits_ + static_cast<ptrdiff_t>(t) * k;
+    if (std::find(bits, bits + k, kDropped) == bits + k) continue;
+    float* weights = weights_ + static_cast<ptrdiff_t>(t) * slots_;
+    const float sum = std::accumulate(weights, weights + k, 0.0f);
+    for (int s = 0; s < k; ++s) weights[s] /= sum;
+  }
+}
+
+void MoeRunner::Count(const LayerTokens& tokens) const {
+  const int k = router_.experts_per_token;
+  for (int t = 0; t < tokens.count; ++t) {
+    tokens.counts[t].assignments += k;
+    if (!graded_) continue;
+    const int8_t* bits = bits_ + static_cast<ptrdiff_t>(t) * k;
+    tokens.counts[t].skipped += std::count(bits, bits + k, kDropped);
+  }
+  for (size_t d = 0; d < degraded_.size(); ++d) {
+    if (degraded_[d] == 0) continue;
+    const RoutingPlan::Group& group = plan_.groups()[d];
+    for (int i = 0; i < group.count; ++i) {
+      ++tokens.counts[plan_.rows()[group.begin + i]].degraded;
     }
   }
 }
@@ -259,10 +364,16 @@ void MoeRunner::Run(int layer, const MoeWeights& weights, ExpertSource* experts,
 
   const int k = router_.experts_per_token;
   Route(weights, tokens.count, hidden);
+  graded_ = tokens.quality != nullptr;
+  reweigh_ = false;
+  if (graded_) Grade(tokens);
+  Plan(tokens);
+  degraded_.assign(graded_ ? demands_.size() : 0, uint8_t{0});
   experts->Begin(layer, demands_, {tokens.count, k, ids_, tokens.streams, weights_, slots_});
   LookAhead(layer, experts, tokens, hidden);
   // The shared expert is always here: it is computed with the first that are, or while they come.
   bool shared = static_cast<bool>(weights.shared);
+  size_t skipped = 0;
   for (;;) {
     const std::span<const ReadyExpert> ready = experts->Next(/*wait=*/!shared);
     if (ready.empty() && !shared) break;
@@ -270,7 +381,12 @@ void MoeRunner::Run(int layer, const MoeWeights& weights, ExpertSource* experts,
     group_experts_.clear();
     for (const ReadyExpert& expert : ready) {
       if (expert.weights != nullptr) {
+        SLUICE_CHECK(!expert.degraded || graded_);
+        if (expert.degraded) degraded_[expert.demand] = 1;
         AddGroup(expert.demand, *expert.weights);
+      } else if (expert.skipped()) {
+        Skip(expert.demand);
+        ++skipped;
       } else {
         Fail(expert.demand, *expert.error, tokens);
       }
@@ -284,6 +400,8 @@ void MoeRunner::Run(int layer, const MoeWeights& weights, ExpertSource* experts,
     if (!groups_.empty()) Compute(layer);
   }
   experts->End();
+  if (reweigh_) Reweigh(tokens.count);
+  if (tokens.counts != nullptr) Count(tokens);
   backend_->Combine({.y = outputs_,
                      .tokens = tokens.count,
                      .slots = slots_,
@@ -292,7 +410,7 @@ void MoeRunner::Run(int layer, const MoeWeights& weights, ExpertSource* experts,
                      .weights = weights_,
                      .out = hidden});
   stats->assignments += static_cast<int64_t>(tokens.count) * k;
-  stats->unique_experts += static_cast<int64_t>(plan_.groups().size());
+  stats->unique_experts += static_cast<int64_t>(plan_.groups().size() - skipped);
 }
 
 }  // namespace sluice

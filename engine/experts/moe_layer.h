@@ -4,6 +4,12 @@
 // A token's output is the sum over its slots, in slot order: the chosen experts from the most to
 // the least probable, then the shared expert. Routing is in F32 whatever the weights are. Experts
 // are computed in the order in which their weights arrive, which changes no result.
+//
+// Tokens may accept less than that (quality.h): an expert shared by several tokens is then computed
+// at the precision that the most demanding of them asks for, or better, so that what an exact token
+// gets does not depend on its company. A token that does without an expert shares the weights of
+// the others as the model's router would have with fewer experts: divided by their sum if it
+// divides (RouterConfig::renormalize), otherwise as they are.
 #pragma once
 
 #include <cstdint>
@@ -36,11 +42,13 @@ struct LayerTokens {
   // meaningless, those of all others are not touched by it. `error` receives the first reason.
   uint8_t* failed = nullptr;
   Error* error = nullptr;
+  const QualitySettings* quality = nullptr;  // [count]; null: all are exact
+  ExpertCounts* counts = nullptr;            // nullable [count], added to
 };
 
 struct MoeStats {
   int64_t assignments = 0;     // (token, routed expert) pairs
-  int64_t unique_experts = 0;  // distinct routed experts touched
+  int64_t unique_experts = 0;  // distinct routed experts computed
 };
 
 class MoeRunner {
@@ -62,12 +70,26 @@ class MoeRunner {
   void Run(int layer, const MoeWeights& weights, ExpertSource* experts, const LayerTokens& tokens,
            float* hidden, MoeStats* stats);
 
+  // What qualities accept; the calibrated rules unless set.
+  void SetQualityRules(const QualityRules& rules) { rules_ = rules; }
+
   size_t arena_bytes() const { return memory_.bytes(); }
 
  private:
   MoeRunner(Backend* backend, const ModelConfig& config, int max_tokens, ForwardObserver* observer);
   void RunDense(int layer, const MoeWeights& weights, int tokens, float* hidden);
   void Route(const MoeWeights& weights, int tokens, float* hidden);
+  // Fills bits_ and kept_ids_ and takes dropped experts' weights away.
+  void Grade(const LayerTokens& tokens);
+  // Makes plan_ and demands_.
+  void Plan(const LayerTokens& tokens);
+  // Accepts less of the experts that the step's weight hardly falls on (QualityRule::tail_share).
+  void GradeTail(const LayerTokens& tokens);
+  // The tokens of a demand do without its expert.
+  void Skip(int demand);
+  // Scales the weights of tokens that do without some of their experts.
+  void Reweigh(int tokens);
+  void Count(const LayerTokens& tokens) const;
   // Gives `experts` the gate scores of the layers ahead.
   void LookAhead(int layer, ExpertSource* experts, const LayerTokens& tokens, const float* hidden);
   // Adds the group of demand `demand` to groups_.
@@ -98,11 +120,20 @@ class MoeRunner {
   int32_t* ahead_ids_ = nullptr;         // [max_tokens, experts_per_token]
   float* ahead_logits_ = nullptr;        // [max_tokens, num_experts]
   float* ahead_weights_ = nullptr;       // [max_tokens, experts_per_token]
+  // With tokens that are not exact:
+  int32_t* kept_ids_ = nullptr;  // [max_tokens, experts_per_token] ids_, -1 where dropped
+  int8_t* bits_ = nullptr;       // [max_tokens, experts_per_token] as quality.h; kDropped also for
+                                 // those skipped
   RoutingPlan plan_;
   std::vector<const MoeWeights*> layers_;
   std::vector<ExpertDemand> demands_;  // of plan_.groups()
-  std::vector<MlpGroup> groups_;       // of one call of Backend::Mlp
-  std::vector<int> group_experts_;     // [groups_.size()] index of the expert, -1: the shared one
+  QualityRules rules_ = DefaultQualityRules();
+  bool graded_ = false;             // the open layer has tokens that are not exact
+  bool reweigh_ = false;            // some of them do without an expert
+  std::vector<uint8_t> degraded_;   // [demand], of the open layer
+  std::vector<int> by_weight_;      // demands, the lightest first
+  std::vector<MlpGroup> groups_;    // of one call of Backend::Mlp
+  std::vector<int> group_experts_;  // [groups_.size()] index of the expert, -1: the shared one
 
   ForwardObserver* observer_;
   float* down_inputs_ = nullptr;  // as Backend::Mlp gives them; null without an observer

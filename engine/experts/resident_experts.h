@@ -23,7 +23,7 @@ class ResidentExperts final : public ExpertSource {
              const RoutedTokens& /*routed*/) override {
     ready_.clear();
     for (size_t i = 0; i < demands.size(); ++i) {
-      ready_.push_back({static_cast<int>(i), &Lookup({layer, demands[i].expert}), nullptr});
+      ready_.push_back({static_cast<int>(i), &Lookup({layer, demands[i].expert})});
     }
     handed_over_ = false;
   }

@@ -18,7 +18,10 @@ void RoutingPlan::Build(const int32_t* ids, int ids_stride, int tokens, int32_t*
   SLUICE_CHECK(static_cast<size_t>(tokens) * experts_per_token_ <= rows_.size());
   std::fill(next_.begin(), next_.end(), 0);
   for (int t = 0; t < tokens; ++t) {
-    for (int s = 0; s < experts_per_token_; ++s) ++next_[ids[t * ids_stride + s]];
+    for (int s = 0; s < experts_per_token_; ++s) {
+      const int32_t id = ids[t * ids_stride + s];
+      if (id >= 0) ++next_[id];
+    }
   }
   groups_.clear();
   int begin = 0;
@@ -31,7 +34,12 @@ void RoutingPlan::Build(const int32_t* ids, int ids_stride, int tokens, int32_t*
   }
   for (int t = 0; t < tokens; ++t) {
     for (int s = 0; s < experts_per_token_; ++s) {
-      const int place = next_[ids[t * ids_stride + s]]++;
+      const int32_t id = ids[t * ids_stride + s];
+      if (id < 0) {
+        index[t * index_stride + s] = index[t * index_stride];
+        continue;
+      }
+      const int place = next_[id]++;
       rows_[place] = t;
       index[t * index_stride + s] = place;
     }

@@ -24,8 +24,9 @@ class RoutingPlan {
   };
 
   // ids: [tokens, experts_per_token] at ids_stride, each in [0, num_experts), distinct within a
-  // token. index: [tokens, experts_per_token] at index_stride, receives for each (token, slot) its
-  // place in the sorted order.
+  // token, or -1 for none; a token's first is never -1, and the others' place is then its. index:
+  // [tokens, experts_per_token] at index_stride, receives for each (token, slot) its place in the
+  // sorted order.
   void Build(const int32_t* ids, int ids_stride, int tokens, int32_t* index, int index_stride);
 
   // Touched experts, ascending.

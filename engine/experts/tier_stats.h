@@ -14,7 +14,7 @@ namespace sluice {
 
 struct ExpertTierStats {
   struct Layer {
-    // Demands, by what the tier in front of the disk had of them.
+    // Demands, by what the tier in front of the disk had of them; without those skipped.
     uint64_t hits = 0;
     uint64_t misses = 0;
     double stall_seconds = 0;           // compute waited for experts with nothing left to do

@@ -20,6 +20,10 @@ constexpr float kLeastProbability = 0.7f;
 // while the next are computed, large enough to keep all workers busy.
 constexpr size_t kWave = 8;
 constexpr int kFillReads = 4;
+// The least precision that is read ahead.
+constexpr int kLeastAheadBits = 2;
+// Of what demands accept: what a step leaves of the steps before.
+constexpr float kAcceptedKeep = 0.95f;
 
 float Decay(int64_t steps) {
   return std::exp2(-static_cast<float>(steps) / ExpertTierStats{}.heat_half_life_steps);
@@ -52,6 +56,7 @@ TieredExperts::TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> sto
   ready_.reserve(experts);
   handed_over_.reserve(experts);
   errors_.resize(experts);
+  least_.resize(experts);
   uses_.reserve(experts);
   stats_.layers.resize(space_.layers);
   stats_.links.resize(1);
@@ -59,15 +64,16 @@ TieredExperts::TieredExperts(ExpertCache cache, std::unique_ptr<ExpertStore> sto
   stats_.experts_per_layer = space_.experts_per_layer;
   stats_.heat.resize(static_cast<size_t>(space_.size()));
   heat_step_.resize(stats_.heat.size());
-  if (options_.guard && options_.read_ahead) guard_.emplace("prefetch", LiveGuardOptions{}, true);
-  fill_order_ = options_.fill_order;
-  if (fill_order_.empty()) {
-    fill_order_.resize(flights_.size());
-    std::iota(fill_order_.begin(), fill_order_.end(), 0);
+  accepted_[options_.lenient ? kLeastAheadBits : kAllBits] = 1;
+  NoteAccepted();
+  first_order_ = options_.fill_order;
+  if (first_order_.empty()) {
+    first_order_.resize(flights_.size());
+    std::iota(first_order_.begin(), first_order_.end(), 0);
   }
-  SLUICE_CHECK(fill_order_.size() == flights_.size());
-  fill_rank_.resize(flights_.size());
-  for (size_t i = 0; i < fill_order_.size(); ++i) fill_rank_[fill_order_[i]] = static_cast<int>(i);
+  SLUICE_CHECK(first_order_.size() == flights_.size());
+  SortFill();
+  if (options_.guard && options_.read_ahead) guard_.emplace("prefetch", LiveGuardOptions{}, true);
   if (options_.keep) PumpFill();
 }
 
@@ -91,7 +97,7 @@ ExpertTierStats TieredExperts::stats() const {
     if (cache_.whole(place)) ++layer.resident;
     if (cache_.pinned(place)) ++layer.pinned;
     // Evicted, and nobody asked since.
-    if (flights_[place].ahead && !cache_.whole(place)) ++layer.prefetch_wasted;
+    if (flights_[place].ahead && cache_.resident_sets(place) == 0) ++layer.prefetch_wasted;
   }
   if (guard_) stats.guards.push_back(guard_->stats());
   if (predictor_ != nullptr) {
@@ -144,6 +150,7 @@ void TieredExperts::EndStep() {
   layer_seconds_ = seconds / space_.layers;
   step_counts_.seconds = seconds;
   last_step_ = step_counts_;
+  NoteAccepted();
   if (guard_ && !cache_.complete()) guard_->OnStep(/*kind=*/0, tokens_, seconds);
   const ExpertStoreStats store = store_->stats();
   if (store.busy_seconds > 0) {
@@ -163,8 +170,11 @@ void TieredExperts::Submit(int place, Purpose purpose, int urgency) {
   read.urgency = urgency;
   Flight& flight = flights_[place];
   flight.purpose = purpose;
-  // An earlier read ahead left the cache unused.
-  if (std::exchange(flight.ahead, false)) ++stats_.layers[read.expert.layer].prefetch_wasted;
+  // An earlier read ahead left the cache unused, or was of too few planes.
+  if ((read.first_set == 0 || purpose == Purpose::kPredicted) &&
+      std::exchange(flight.ahead, false)) {
+    ++stats_.layers[read.expert.layer].prefetch_wasted;
+  }
   ++flights_total_;
   switch (purpose) {
     case Purpose::kDemand:
@@ -212,22 +222,23 @@ void TieredExperts::Land(const LandedRead& landed) {
     const size_t bytes = cache_.bytes(place, first, end);
     counts.planes_read += static_cast<uint64_t>(end - first);
     counts.bytes_read += bytes;
-    (flight.demand >= 0 ? link.demand_bytes : link.prefetch_bytes) += bytes;
+    (flight.waiting ? link.demand_bytes : link.prefetch_bytes) += bytes;
     cache_.Land(place);
-    flight.ahead = predicted;
+    if (predicted) flight.ahead = true;
   } else {
     cache_.Abandon(place);
     if (predicted) ++counts.prefetch_wasted;
   }
-  if (flight.demand < 0) return;
-  if (!landed.ok && landed.error.code == ErrorCode::kCancelled) {
-    // It was withdrawn before its layer asked for it.
+  if (!std::exchange(flight.waiting, false)) return;
+  const bool cancelled = !landed.ok && landed.error.code == ErrorCode::kCancelled;
+  if (cancelled || (landed.ok && cache_.resident_sets(place) < least_[flight.demand])) {
+    // It was withdrawn before its layer asked for it, or brought less than that needs.
     missing_.push_back(flight.demand);
     return;
   }
   if (!landed.ok) return FailDemand(flight.demand, landed.error);
   cache_.Pin(place);
-  ready_.push_back({flight.demand, &cache_.weights(place), nullptr});
+  ready_.push_back({flight.demand, &cache_.weights(place)});
 }
 
 void TieredExperts::FailDemand(int demand, Error error) {
@@ -259,9 +270,7 @@ void TieredExperts::Drop(int layer) {
   }
   if (layer >= 0 || fill_flights_ == 0) return;
   for (int place = 0; place < space_.size(); ++place) {
-    if (flights_[place].purpose == Purpose::kFill && Withdraw(place)) {
-      fill_next_ = std::min(fill_next_, fill_rank_[place]);
-    }
+    if (flights_[place].purpose == Purpose::kFill && Withdraw(place)) fill_next_ = 0;
   }
 }
 
@@ -280,18 +289,27 @@ void TieredExperts::Begin(int layer, std::span<const ExpertDemand> demands,
     const int place = space_.place({layer, demands[d].expert});
     const int demand = static_cast<int>(d);
     Flight& flight = flights_[place];
-    const bool hit = cache_.whole(place);
+    const int8_t bits = demands[d].least_bits;
+    const int least = cache_.SetsFor(place, bits);
+    least_[d] = least;
+    accepted_[bits] += 1;
+    const int resident = cache_.resident_sets(place);
+    const bool hit = resident > 0 && resident >= least;
     uses_.push_back({demands[d].expert, demands[d].tokens, demands[d].weight, hit});
-    ++(hit ? counts.hits : counts.misses);
-    step_counts_.missed += hit ? 0 : 1;
+    const bool skipped = resident == 0 && least == 0;
+    if (!skipped) ++(hit ? counts.hits : counts.misses);
+    step_counts_.missed += hit || skipped ? 0 : 1;
     stats_.heat[place] = 1 + stats_.heat[place] * Decay(steps_ - heat_step_[place]);
     heat_step_[place] = steps_;
     flight.demand = demand;
     if (std::exchange(flight.ahead, false)) ++(hit ? counts.prefetch_used : counts.prefetch_wasted);
     if (hit) {
       cache_.Pin(place);
-      ready_.push_back({demand, &cache_.weights(place), nullptr});
+      ready_.push_back({demand, &cache_.weights(place)});
+    } else if (skipped) {
+      ready_.push_back({demand});
     } else if (cache_.reading(place)) {
+      flight.waiting = true;
       if (flight.purpose == Purpose::kPredicted) ++counts.prefetch_late;
       Settle(place);
       flight.purpose = Purpose::kDemand;
@@ -319,14 +337,15 @@ void TieredExperts::PumpDemand() {
   while (missing_next_ < missing_.size()) {
     const int demand = missing_[missing_next_];
     const int place = space_.place({layer_, demands_[demand].expert});
-    const int whole = cache_.whole_sets(place);
-    if (!cache_.Claim(place, whole, CacheClaim::kDemand, layer_)) {
+    const int sets = least_[demand];
+    if (!cache_.Claim(place, sets, CacheClaim::kDemand, layer_)) {
       // Memory may be held by reads that nobody waits for.
       if (predicted_.empty() && fill_flights_ == 0) return;
       Drop(-1);
-      if (!cache_.Claim(place, whole, CacheClaim::kDemand, layer_)) return;
+      if (!cache_.Claim(place, sets, CacheClaim::kDemand, layer_)) return;
     }
     ++missing_next_;
+    flights_[place].waiting = true;
     Submit(place, Purpose::kDemand, kUrgencyDemand);
   }
 }
@@ -370,6 +389,14 @@ std::span<const ReadyExpert> TieredExperts::Next(bool wait) {
   handed_over_.assign(ready_.begin(), ready_.begin() + static_cast<ptrdiff_t>(count));
   ready_.erase(ready_.begin(), ready_.begin() + static_cast<ptrdiff_t>(count));
   outstanding_ -= count;
+  for (ReadyExpert& expert : handed_over_) {
+    if (expert.error != nullptr) continue;
+    const ExpertDemand& demand = demands_[expert.demand];
+    expert.degraded = !expert.skipped() && !cache_.whole(space_.place({layer_, demand.expert}));
+    if (expert.degraded || expert.skipped()) {
+      stats_.layers[layer_].degraded_assignments += static_cast<uint64_t>(demand.tokens);
+    }
+  }
   return handed_over_;
 }
 
@@ -402,6 +429,24 @@ void TieredExperts::EstimateLayer(int layer) {
   });
 }
 
+int TieredExperts::SetsAhead(int place) const { return cache_.SetsFor(place, bits_ahead_); }
+
+void TieredExperts::NoteAccepted() {
+  float sum = 0;
+  for (const float count : accepted_) sum += count;
+  if (sum > 0) {
+    const float insisting = accepted_[kAllBits] / sum;
+    lenient_ = insisting < 0.999f;
+    cache_.SetHighShare(lenient_ ? insisting : 1);
+    float below = 0;
+    for (bits_ahead_ = 0; bits_ahead_ < kAllBits; ++bits_ahead_) {
+      below += accepted_[bits_ahead_];
+      if (bits_ahead_ >= kLeastAheadBits && below > sum / 2) break;
+    }
+  }
+  for (float& count : accepted_) count *= kAcceptedKeep;
+}
+
 void TieredExperts::PumpAhead() {
   if (!reading_ahead()) {
     if (options_.keep) PumpFill();
@@ -417,11 +462,11 @@ void TieredExperts::PumpAhead() {
     if (!ahead.valid) EstimateLayer(layer);
     while (ahead.next < ahead.candidates.size()) {
       const auto [probability, place] = ahead.candidates[ahead.next];
-      if (!cache_.whole(place) && !cache_.reading(place) && flights_[place].demand < 0) {
-        const size_t bytes = cache_.whole_bytes(place);
+      const int sets = SetsAhead(place);
+      if (cache_.held_sets(place) < sets && !cache_.reading(place) && flights_[place].demand < 0) {
+        const size_t bytes = cache_.bytes(place, 0, sets);
         if (predicted_.size() >= 2 && predicted_bytes_ + bytes > most) return;
-        if (!cache_.Claim(place, cache_.whole_sets(place), CacheClaim::kPredicted, layer_,
-                          probability)) {
+        if (!cache_.Claim(place, sets, CacheClaim::kPredicted, layer_, probability)) {
           break;  // whoever is less likely would not get memory either
         }
         Submit(place, Purpose::kPredicted,
@@ -431,17 +476,53 @@ void TieredExperts::PumpAhead() {
     }
   }
   PumpFill();
+  if (lenient_) PumpUpgrades();
+}
+
+void TieredExperts::PumpUpgrades() {
+  // Only what the disk would not do otherwise: one at a time, when it has nothing else.
+  if (flights_total_ > 0) return;
+  const int furthest = std::min(kMaxDistance, space_.layers - 1);
+  for (int distance = 1; distance <= furthest; ++distance) {
+    const Ahead& ahead = ahead_[(layer_ + distance) % space_.layers];
+    if (!ahead.valid) return;
+    for (const auto& [probability, place] : ahead.candidates) {
+      if (cache_.resident_sets(place) == 0 || cache_.whole(place) || flights_[place].demand >= 0) {
+        continue;
+      }
+      if (!cache_.Claim(place, cache_.whole_sets(place), CacheClaim::kPredicted, layer_,
+                        probability)) {
+        return;
+      }
+      return Submit(place, Purpose::kFill, kUrgencyFill - 1);
+    }
+  }
+}
+
+void TieredExperts::SortFill() {
+  fill_next_ = 0;
+  fill_whole_ = false;
+  fill_order_ = first_order_;
+  const auto heat = [&](int place) {
+    return stats_.heat[place] * Decay(steps_ - heat_step_[place]);
+  };
+  std::stable_sort(fill_order_.begin(), fill_order_.end(),
+                   [&](int a, int b) { return heat(a) > heat(b); });
 }
 
 void TieredExperts::PumpFill() {
-  while (fill_flights_ < kFillReads && fill_next_ < space_.size()) {
+  while (fill_flights_ < kFillReads && fill_next_ < fill_order_.size()) {
     const int place = fill_order_[fill_next_];
-    if (cache_.exists(place) && !cache_.whole(place) && !cache_.reading(place) &&
-        flights_[place].demand < 0) {
-      if (!cache_.Claim(place, cache_.whole_sets(place), CacheClaim::kFill, layer_)) return;
-      Submit(place, Purpose::kFill, kUrgencyFill);
+    if (cache_.exists(place) && !cache_.reading(place) && flights_[place].demand < 0) {
+      const int sets = fill_whole_ ? cache_.whole_sets(place) : SetsAhead(place);
+      if (cache_.held_sets(place) < sets) {
+        if (!cache_.Claim(place, sets, CacheClaim::kFill, layer_)) return;
+        Submit(place, Purpose::kFill, kUrgencyFill);
+      }
     }
-    ++fill_next_;
+    if (++fill_next_ < fill_order_.size() || fill_whole_) continue;
+    fill_whole_ = true;
+    fill_next_ = 0;
   }
 }
 
@@ -452,13 +533,11 @@ bool TieredExperts::Background() {
 }
 
 void TieredExperts::SetFillOrder(std::span<const float> heat) {
-  if (heat.size() != fill_order_.size()) return;
+  if (heat.size() != first_order_.size()) return;
   Drop(-1);
-  std::iota(fill_order_.begin(), fill_order_.end(), 0);
-  std::stable_sort(fill_order_.begin(), fill_order_.end(),
+  std::stable_sort(first_order_.begin(), first_order_.end(),
                    [&](int a, int b) { return heat[a] > heat[b]; });
-  for (size_t i = 0; i < fill_order_.size(); ++i) fill_rank_[fill_order_[i]] = static_cast<int>(i);
-  fill_next_ = 0;
+  SortFill();
 }
 
 void TieredExperts::SetMemory(size_t bytes) {
@@ -467,7 +546,7 @@ void TieredExperts::SetMemory(size_t bytes) {
     SLUICE_CHECK(flights_total_ > 0, "between steps only reads in flight hold memory");
     Collect(/*wait=*/true);
   }
-  fill_next_ = 0;
+  SortFill();
 }
 
 }  // namespace sluice

@@ -7,12 +7,18 @@
 // compute. When a layer needs more than the cache holds, experts come in waves: those computed make
 // room for the next.
 //
-// Results do not depend on any of it: an expert is computed from all the planes that the pack's
-// precision asks for, or its tokens fail.
+// Results do not depend on any of it where demands ask for all bits (quality.h): an expert is then
+// computed from all the planes that the pack's precision asks for, or its tokens fail. A demand
+// that accepts less waits for no more: it is handed over at once with the planes that are here when
+// they are enough, only those that it needs are read when they are not, and it is skipped when it
+// accepts that and nothing of the expert is here. The more demands accept it, the more experts are
+// kept at low precision (ExpertCache::SetHighShare) and the fewer planes are read ahead; the rest
+// follows when the disk has nothing else to do.
 //
 // Threads: one owner thread (the engine thread).
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -38,6 +44,7 @@ struct TieredOptions {
   bool keep = true;        // off: load on demand; nothing outlives its layer
   bool read_ahead = true;  // off: no read is issued before its layer asks
   bool guard = false;      // reads ahead only while they pay (live_guard.h)
+  bool lenient = false;    // low precision is expected to be accepted, until requests tell
   // Every place once, in the order in which free memory is filled; empty: from the first layer on.
   std::vector<int> fill_order = {};
 };
@@ -89,6 +96,7 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
     Purpose purpose = Purpose::kNone;  // of the read that is queued or in flight
     bool ahead = false;                // resident by prediction, not asked for yet
     int demand = -1;                   // of the open layer
+    bool waiting = false;              // the demand waits for the read
   };
   struct Ahead {
     std::vector<float> probability;                 // [experts_per_layer]
@@ -109,6 +117,8 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   // Queues predicted reads, then fills.
   void PumpAhead();
   void PumpFill();
+  // Fills begin anew, with the hottest experts.
+  void SortFill();
   // Makes ahead_[layer] for the coming visit.
   void EstimateLayer(int layer);
   // Forgets a read that has not begun; false when it has.
@@ -119,6 +129,11 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   void ReleaseHandedOver();
   void FailDemand(int demand, Error error);
   bool reading_ahead() const;
+  // What is read of an expert before anybody asks: all, or what most demands accept.
+  int SetsAhead(int place) const;
+  // Reads the high planes of experts that are expected and partly here.
+  void PumpUpgrades();
+  void NoteAccepted();
 
   ExpertCache cache_;
   std::unique_ptr<ExpertPredictor> predictor_;
@@ -133,9 +148,10 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   size_t predicted_bytes_ = 0;   // of these
   int fill_flights_ = 0;
   int flights_total_ = 0;
-  int fill_next_ = 0;            // in fill_order_: those before it need no fill
-  std::vector<int> fill_order_;  // places
-  std::vector<int> fill_rank_;   // [place] where it is in fill_order_
+  std::vector<int> first_order_;  // places, those to be filled first first, before any is used
+  std::vector<int> fill_order_;   // as first_order_, but the hottest first
+  size_t fill_next_ = 0;          // in fill_order_; those before it need no fill
+  bool fill_whole_ = false;       // the low planes of all are here; now the others
 
   // The open layer.
   int layer_ = -1;
@@ -146,6 +162,12 @@ class TieredExperts final : public ExpertSource, public ExpertOutlook {
   std::vector<ReadyExpert> ready_;
   std::vector<ReadyExpert> handed_over_;
   std::vector<Error> errors_;  // [demand]
+  std::vector<int> least_;     // [demand] plane sets that it waits for
+
+  // What demands of late accepted: those of each number of bits, older ones counting less.
+  std::array<float, kAllBits + 1> accepted_{};
+  int bits_ahead_ = kAllBits;  // that most accept
+  bool lenient_ = false;       // some accept less than all
 
   // The step.
   StreamProfiles profiles_;

@@ -20,6 +20,7 @@
 #include "engine/base/result.h"
 #include "engine/experts/expert_outlook.h"
 #include "engine/experts/forward_observer.h"
+#include "engine/experts/quality.h"
 #include "engine/experts/routing_tap.h"
 #include "engine/experts/tier_stats.h"
 #include "kernels/common/dtype.h"
@@ -42,6 +43,8 @@ struct TierOptions {
   // than the budget. Tables that are the output head, too, never do.
   std::optional<bool> disk_embedding;
   bool cache = true;  // off: experts are read when a layer asks and kept no longer
+  // Expected of most chunks: what is read before the first of them has come.
+  Quality quality = Quality::kExact;
 };
 
 struct ModelOptions {
@@ -68,6 +71,7 @@ struct ModelOptions {
   // Packs only. False: no weight is read, so that what a model would take is known at once:
   // footprint() and memory() are those of the whole model. Forward must not be called.
   bool read_weights = true;
+  QualityRules quality_rules = DefaultQualityRules();
   // Called with fractions in [0, 1] while weights load; may be empty.
   std::function<void(double)> progress;
 };
@@ -86,6 +90,8 @@ struct SequenceChunk {
   LogitRows logits = LogitRows::kLast;
   // Names the sequence from step to step, for predicting its experts; changes no result.
   int64_t stream = -1;
+  // What its tokens accept. Chunks that are exact() get the same bytes in any company.
+  QualitySettings quality = {};
 };
 
 // A chunk whose result is meaningless, because an expert that it needed cannot be had.
@@ -159,6 +165,8 @@ class Model {
   virtual const ForwardStats& last_stats() const = 0;
   // Of the last Forward; its other chunks are not affected. Valid until the next.
   virtual std::span<const ChunkFailure> failures() const { return {}; }
+  // Of the last Forward, one per chunk; empty for models that do not say. Valid until the next.
+  virtual std::span<const ExpertCounts> chunk_experts() const { return {}; }
 
   // Between steps, when there is none to run: fills free memory with experts, for up to a few
   // milliseconds. False when there is nothing to do.

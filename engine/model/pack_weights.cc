@@ -129,6 +129,7 @@ Result<std::unique_ptr<TieredExperts>> OpenExperts(std::shared_ptr<const PackRea
       TieredOptions{.keep = options.tiers.cache,
                     .read_ahead = !options.tiers.predictor.empty(),
                     .guard = options.tiers.guard_prefetch,
+                    .lenient = options.tiers.quality != Quality::kExact,
                     .fill_order = PlacesByFrequency(space, prior)},
       &clock);
 }

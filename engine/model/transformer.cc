@@ -66,7 +66,11 @@ Transformer::Transformer(const ModelConfig& config, const ModelOptions& options,
       batch_(config, options.max_batch_tokens, options.max_sequences),
       streams_(options.max_batch_tokens),
       failed_(options.max_batch_tokens),
-      row_tokens_(options.max_batch_tokens) {}
+      row_tokens_(options.max_batch_tokens),
+      quality_(options.max_batch_tokens),
+      counts_(options.max_batch_tokens) {
+  chunk_counts_.reserve(static_cast<size_t>(options.max_sequences));
+}
 
 Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
                                                    const ModelOptions& options,
@@ -103,6 +107,7 @@ Result<> Transformer::AllocateStep() {
   std::vector<const MoeWeights*> layers;
   for (const LayerWeights& layer : weights_.layers) layers.push_back(&layer.moe);
   moe_->SetLayers(std::move(layers));
+  moe_->SetQualityRules(options_.quality_rules);
   return AllocateArena();
 }
 
@@ -413,10 +418,20 @@ void Transformer::NoteRowFailures(std::span<const SequenceChunk> chunks, const E
   }
 }
 
+template <class Count>
+void Transformer::NoteCounts(std::span<const SequenceChunk> chunks, Count count) {
+  size_t at = 0;
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    for (const size_t end = at + count(chunks[c]); at < end; ++at) chunk_counts_[c] += counts_[at];
+  }
+}
+
 std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunks) {
   SLUICE_CHECK(!chunks.empty() && static_cast<int>(chunks.size()) <= options_.max_sequences);
   size_t tokens = 0;
+  bool exact = true;
   for (const SequenceChunk& chunk : chunks) {
+    exact = exact && chunk.quality.exact();
     SLUICE_CHECK(
         chunk.position >= 0 &&
             chunk.position + static_cast<int64_t>(chunk.tokens.size()) <= options_.max_context,
@@ -425,6 +440,7 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
     for (const int32_t id : chunk.tokens) {
       SLUICE_CHECK(id >= 0 && id < config_.vocab, "a token id outside the vocabulary");
       streams_[tokens] = chunk.stream;
+      quality_[tokens] = chunk.quality;
       ids_[tokens++] = id;
     }
     for (const int32_t block : chunk.kv_blocks) {
@@ -435,12 +451,16 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   MoeStats moe_stats;
   Error error;
   std::fill_n(failed_.begin(), tokens, uint8_t{0});
+  std::fill_n(counts_.begin(), tokens, ExpertCounts{});
+  chunk_counts_.assign(chunks.size(), {});
   Embed(tokens, &error);
   ExpertSource* source = weights_.source();
   source->BeginStep(static_cast<int>(tokens));
   const auto experts = [&](int layer, int rows, float* hidden) {
     moe_->Run(layer, weights_.layers[layer].moe, source,
-              {rows, streams_.data(), failed_.data(), &error}, hidden, &moe_stats);
+              {rows, streams_.data(), failed_.data(), &error, exact ? nullptr : quality_.data(),
+               counts_.data()},
+              hidden, &moe_stats);
   };
   const int last = config_.num_layers() - 1;
   for (int layer = 0; layer < last; ++layer) {
@@ -452,13 +472,19 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   Attend(last);
   const int rows = SelectLogitRows(chunks);
   NoteFailures(chunks, error);
+  NoteCounts(chunks, [](const SequenceChunk& chunk) { return chunk.tokens.size(); });
   if (rows > 0) {
     AddAttention(last, q_, rows, last_);
     // From here on tokens are rows.
-    for (int row = 0; row < rows; ++row) streams_[row] = streams_[row_tokens_[row]];
+    for (int row = 0; row < rows; ++row) {
+      streams_[row] = streams_[row_tokens_[row]];
+      quality_[row] = quality_[row_tokens_[row]];
+    }
     std::fill_n(failed_.begin(), rows, uint8_t{0});
+    std::fill_n(counts_.begin(), rows, ExpertCounts{});
     experts(last, rows, last_);
     NoteRowFailures(chunks, error);
+    NoteCounts(chunks, LogitRowCount);
   }
   source->EndStep();
   stats_ = {static_cast<int>(tokens), moe_stats.assignments, moe_stats.unique_experts};

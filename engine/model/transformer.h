@@ -35,6 +35,7 @@ class Transformer final : public Model {
   void WriteKvBlock(int block, std::span<const std::byte> bytes) override;
   const ForwardStats& last_stats() const override { return stats_; }
   std::span<const ChunkFailure> failures() const override { return failures_; }
+  std::span<const ExpertCounts> chunk_experts() const override { return chunk_counts_; }
   bool Background() override;
   void WarmExperts(std::span<const float> heat) override;
   Result<> SetMemoryBudget(uint64_t bytes) override;
@@ -69,6 +70,9 @@ class Transformer final : public Model {
   // Fills failures_ from failed_, by token; then from the last layer's, by row.
   void NoteFailures(std::span<const SequenceChunk> chunks, const Error& error);
   void NoteRowFailures(std::span<const SequenceChunk> chunks, const Error& error);
+  // Adds `count` elements of counts_ per chunk to chunk_counts_.
+  template <class Count>
+  void NoteCounts(std::span<const SequenceChunk> chunks, Count count);
 
   ModelConfig config_;
   ModelOptions options_;
@@ -79,11 +83,14 @@ class Transformer final : public Model {
   RopeCache rope_;
   AttentionBatch batch_;
   ForwardStats stats_;
-  uint64_t other_bytes_ = 0;      // resident beside cached experts, at most
-  uint64_t budget_ = 0;           // of the process; 0: not set, all experts fit
-  std::vector<int64_t> streams_;  // [tokens], in the last layer [rows]
-  std::vector<uint8_t> failed_;   // [tokens], in the last layer [rows]
-  std::vector<int> row_tokens_;   // [rows]
+  uint64_t other_bytes_ = 0;                // resident beside cached experts, at most
+  uint64_t budget_ = 0;                     // of the process; 0: not set, all experts fit
+  std::vector<int64_t> streams_;            // [tokens], in the last layer [rows]
+  std::vector<uint8_t> failed_;             // [tokens], in the last layer [rows]
+  std::vector<int> row_tokens_;             // [rows]
+  std::vector<QualitySettings> quality_;    // [tokens], in the last layer [rows]
+  std::vector<ExpertCounts> counts_;        // [tokens], in the last layer [rows]
+  std::vector<ExpertCounts> chunk_counts_;  // [chunks]
   std::vector<ChunkFailure> failures_;
 
   DeviceBuffer arena_;

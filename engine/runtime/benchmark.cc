@@ -33,6 +33,7 @@ double Median(std::vector<double> values) {
 // Of all layers, since the model was loaded.
 struct TierTotals {
   double hits = 0, misses = 0, bytes = 0, stall_seconds = 0;
+  ExpertCounts experts;
 
   static TierTotals Of(const Model& model) {
     TierTotals totals;
@@ -51,6 +52,9 @@ struct TierTotals {
     misses += to.misses - from.misses;
     bytes += to.bytes - from.bytes;
     stall_seconds += to.stall_seconds - from.stall_seconds;
+    experts.assignments += to.experts.assignments - from.experts.assignments;
+    experts.degraded += to.experts.degraded - from.experts.degraded;
+    experts.skipped += to.experts.skipped - from.experts.skipped;
   }
 };
 
@@ -68,7 +72,9 @@ class StepLog {
   void Attach(const Model* model) { model_ = model; }
   void Add(int tokens, int sequences) {
     before_ = records_.empty() ? last_ : before_;
+    for (const ExpertCounts& counts : model_->chunk_experts()) experts_ += counts;
     last_ = TierTotals::Of(*model_);
+    last_.experts = experts_;
     records_.push_back(
         {tokens, sequences, model_->last_stats().unique_experts, Clock::now(), last_});
   }
@@ -81,6 +87,7 @@ class StepLog {
   const Model* model_ = nullptr;
   std::vector<StepRecord> records_;
   TierTotals last_, before_;
+  ExpertCounts experts_;
 };
 
 class Runner {
@@ -143,6 +150,7 @@ class Runner {
       request.name = "bench";
       request.max_tokens = generate;
       request.ignore_eos = true;
+      request.quality = options_.quality;
       // Streams that all take their likeliest token soon agree on it, at least with random weights,
       // and would then share every expert.
       request.sampling.temperature = options_.temperature >= 0
@@ -234,6 +242,10 @@ class Runner {
     row.stall_fraction = total.tiers.stall_seconds / total.seconds;
     row.missed_bytes_per_token = total.tiers.misses / total.tokens *
                                  static_cast<double>(engine_.model().footprint().expert_bytes);
+    const auto assignments =
+        static_cast<double>(std::max<int64_t>(total.tiers.experts.assignments, 1));
+    row.degraded_fraction = static_cast<double>(total.tiers.experts.degraded) / assignments;
+    row.skipped_fraction = static_cast<double>(total.tiers.experts.skipped) / assignments;
     return row;
   }
 

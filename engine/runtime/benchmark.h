@@ -36,7 +36,8 @@ struct BenchmarkOptions {
   int prefill_chunk = 512;
   BatchOrder batch_order = BatchOrder::kAuto;  // of streams whose experts come from disk
   double max_affinity_delay_seconds = 2;
-  TierOptions tiers;    // packs only
+  TierOptions tiers;  // packs only
+  QualitySettings quality = {};
   bool warm_up = true;  // false: the first counted run finds cold caches
   uint64_t seed = 1;
   double temperature = -1;  // of decoding; 0: greedy, negative: greedy with one stream, else 1
@@ -59,6 +60,9 @@ struct BenchmarkRow {
   double missed_bytes_per_token = 0;  // of experts that were not in memory when asked for
   double bytes_read_per_token = 0;    // from disk, reads ahead and fills included
   double stall_fraction = 0;          // of the time: waiting for experts with nothing to compute
+  // Of (token, expert) pairs, over all repeats.
+  double degraded_fraction = 0;  // computed at less than the pack's full precision
+  double skipped_fraction = 0;   // not computed
 };
 
 struct BenchmarkReport {

@@ -87,24 +87,28 @@ Result<Divergence> EvaluateDivergence(Model& reference, Model& model,
   }
   if (stride >= context) return InvalidArgument("stride must be below context");
 
-  const int step = std::min(reference.options().max_logit_rows, model.options().max_logit_rows);
+  int step = std::min(reference.options().max_logit_rows, model.options().max_logit_rows);
+  if (options.step_tokens > 0) step = std::min(step, options.step_tokens);
   std::vector<int32_t> blocks(static_cast<size_t>((context + kKvBlockTokens - 1) / kKvBlockTokens));
   std::iota(blocks.begin(), blocks.end(), 0);
   Comparison comparison;
   const auto total = static_cast<int64_t>(tokens.size());
+  ExpertCounts experts;
   int64_t scored = 1;  // the first token has no prediction
   for (int64_t begin = 0; scored < total; begin += stride) {
     const int64_t end = std::min<int64_t>(begin + context, total);
     // Row i of a window predicts token i + 1.
     for (int64_t at = begin; at < end; at += step) {
       const int64_t count = std::min<int64_t>(step, end - at);
-      const SequenceChunk chunk = {
+      SequenceChunk chunk = {
           .tokens = tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(count)),
           .position = static_cast<int>(at - begin),
           .kv_blocks = blocks,
           .logits = LogitRows::kAll};
       const std::span<const float> wanted = reference.Forward({&chunk, 1});
+      chunk.quality = options.quality;
       const std::span<const float> got = model.Forward({&chunk, 1});
+      for (const ExpertCounts& counts : model.chunk_experts()) experts += counts;
       for (int64_t i = 0; i < count; ++i) {
         if (at + i + 1 < scored || at + i + 1 >= end) continue;
         const size_t row = static_cast<size_t>(i) * static_cast<size_t>(vocab);
@@ -114,7 +118,9 @@ Result<Divergence> EvaluateDivergence(Model& reference, Model& model,
     scored = end;
     if (options.progress) options.progress(static_cast<double>(end) / static_cast<double>(total));
   }
-  return comparison.Finish();
+  Divergence result = comparison.Finish();
+  result.experts = experts;
+  return result;
 }
 
 }  // namespace sluice

@@ -11,9 +11,11 @@
 namespace sluice {
 
 struct DivergenceOptions {
-  int context = 0;  // tokens per window; 0: the smaller of both models' max_context and 2048
-  int stride = 0;   // tokens between windows; 0: half of context. Only positions not yet scored
-                    // count in a window
+  int context = 0;      // tokens per window; 0: the smaller of both models' max_context and 2048
+  int stride = 0;       // tokens between windows; 0: half of context. Only positions not yet scored
+                        // count in a window
+  int step_tokens = 0;  // that the model computes at once; 0: as many as fit
+  QualitySettings quality = {};  // of the model; the reference is exact
   std::function<void(double fraction)> progress;
 };
 
@@ -24,6 +26,7 @@ struct Divergence {
   double logit_error = 0;     // ||model - reference|| / ||reference|| over all logits, each row
                               // centred on its mean (a constant added to a row changes nothing)
   int64_t tokens = 0;         // positions scored
+  ExpertCounts experts;       // of the model, over all that it computed
 };
 
 // Both models read the same token ids, window by window; positions are scored as for perplexity

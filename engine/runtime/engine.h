@@ -36,11 +36,12 @@ struct GenerationRequest {
   SamplingParams sampling;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  int logprobs = -1;         // -1: none; n >= 0: the chosen token's and the top n, at most
-                             // kMaxTopLogprobs
-  int prompt_logprobs = -1;  // the same for prompt tokens
-  int priority = 0;          // higher runs first among its account's; equal: first come
-  int account = 0;           // whose share it uses: an index of EngineOptions::account_weights
+  int logprobs = -1;             // -1: none; n >= 0: the chosen token's and the top n, at most
+                                 // kMaxTopLogprobs
+  int prompt_logprobs = -1;      // the same for prompt tokens
+  int priority = 0;              // higher runs first among its account's; equal: first come
+  int account = 0;               // whose share it uses: an index of EngineOptions::account_weights
+  QualitySettings quality = {};  // what may be given up for speed; default: nothing
 };
 
 // One generated (or prompt) token. Log-probabilities are the model's own: log-softmax of the raw
@@ -49,6 +50,7 @@ struct TokenOutput {
   int32_t token = 0;
   float logprob = 0;              // 0 when not asked for
   std::vector<TokenLogprob> top;  // descending; empty when not asked for
+  ExpertCounts experts = {};  // of generated tokens: of the sequence so far, its prompt included
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kError };
@@ -61,6 +63,7 @@ struct Usage {
   double prefill_seconds = 0;  // first scheduling to first token
   double decode_seconds = 0;   // first token to last
   int preemptions = 0;
+  ExpertCounts experts = {};  // of all computed tokens, again after a preemption
 };
 
 struct Finish {
@@ -133,7 +136,9 @@ struct EngineStats {
   uint64_t decode_stalls = 0;  // Scheduler::stalls
   uint64_t finished_stop = 0, finished_length = 0, finished_cancelled = 0, finished_error = 0;
   uint64_t expert_assignments = 0;
-  uint64_t unique_experts = 0;  // summed over steps
+  uint64_t unique_experts = 0;        // summed over steps
+  uint64_t degraded_assignments = 0;  // of expert_assignments: at less than the full precision
+  uint64_t skipped_assignments = 0;   // of expert_assignments: not computed
   AffinityStats affinity;
   double step_seconds = 0;     // summed
   double prefill_seconds = 0;  // summed over requests

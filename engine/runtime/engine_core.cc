@@ -103,6 +103,7 @@ EngineCore::Active::Active(GenerationRequest* request, std::vector<int32_t> endi
       logprobs(request->logprobs),
       prompt_logprobs(request->prompt_logprobs),
       prompt_tokens(static_cast<int>(request->prompt.size())),
+      quality(request->quality),
       submitted_at(submission) {
   if (prompt_logprobs >= 0) {
     prompt.resize(request->prompt.size());
@@ -214,6 +215,7 @@ void EngineCore::Add(RequestId id, GenerationRequest request, std::shared_ptr<Ou
   spec.priority = request.priority;
   spec.account = request.account;
   spec.prompt_rows = request.prompt_logprobs >= 0;
+  spec.prefix_key = QualityKey(request.quality);
   spec.arrival = submitted;
   const auto [it, added] =
       active_.try_emplace(id, &request, spec.ending_ids, std::move(sink), submitted);
@@ -295,6 +297,12 @@ bool EngineCore::Step() {
   stats_.step_seconds += seconds;
   stats_.expert_assignments += static_cast<uint64_t>(forward.expert_assignments);
   stats_.unique_experts += static_cast<uint64_t>(forward.unique_experts);
+  const std::span<const ExpertCounts> experts = model_->chunk_experts();
+  for (size_t i = 0; i < experts.size(); ++i) {
+    Find(batch.chunks[i].id).experts += experts[i];
+    stats_.degraded_assignments += static_cast<uint64_t>(experts[i].degraded);
+    stats_.skipped_assignments += static_cast<uint64_t>(experts[i].skipped);
+  }
   const int sequences = static_cast<int>(batch.chunks.size());
   // Before anybody can see that a request is done.
   if (observer_) observer_(batch.tokens, sequences, seconds);
@@ -354,7 +362,7 @@ std::span<const float> EngineCore::RunModel(const Batch& batch) {
   chunks_.clear();
   for (const ScheduledChunk& chunk : batch.chunks) {
     chunks_.push_back({chunk.tokens, chunk.position, chunk.kv_blocks, ForModel(chunk.rows),
-                       static_cast<int64_t>(chunk.id)});
+                       static_cast<int64_t>(chunk.id), Find(chunk.id).quality});
   }
   return model_->Forward(chunks_);
 }
@@ -397,7 +405,7 @@ bool EngineCore::ReadSample(const ScheduledChunk& chunk, std::span<const float> 
     return false;
   }
   result->token = *token;
-  *output = TokenOutput{*token, 0, {}};
+  *output = TokenOutput{*token, 0, {}, {}};
   if (active->logprobs >= 0) {
     const bool finite = ComputeLogprobs(row, *token, active->logprobs, &logprob_scratch_,
                                         &output->logprob, &output->top);
@@ -431,6 +439,7 @@ void EngineCore::Deliver(const Batch& batch, TimePoint now) {
         stats_.decode_seconds += Seconds(active.last_token_at, now);
       }
       active.last_token_at = now;
+      outputs_[i].experts = active.experts;
       CallOnToken(active.sink.get(), std::move(outputs_[i]));
     }
     if (next_end < ends_.size() && ends_[next_end].id == chunk.id) {
@@ -460,6 +469,7 @@ void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, T
   usage.completion_tokens = active.completion_tokens;
   usage.cached_tokens = active.cached_tokens;
   usage.preemptions = active.preemptions;
+  usage.experts = active.experts;
   usage.queue_seconds = Seconds(active.submitted_at, active.scheduled ? active.scheduled_at : now);
   if (active.completion_tokens > 0) {
     usage.prefill_seconds = Seconds(active.scheduled_at, active.first_token_at);

@@ -79,6 +79,8 @@ class EngineCore {
     int completion_tokens = 0;
     int cached_tokens = 0;
     int preemptions = 0;
+    QualitySettings quality;
+    ExpertCounts experts;
     TimePoint submitted_at, scheduled_at, first_token_at, last_token_at;
     Error error;
   };

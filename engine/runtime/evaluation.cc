@@ -117,6 +117,7 @@ Result<Perplexity> EvaluateText(Engine& engine, const Tokenizer& tokenizer, std:
     pending.pop_front();
     const Finish& finish = sink->Wait();
     if (finish.reason == FinishReason::kError) return finish.error;
+    result.experts += finish.usage.experts;
     for (int64_t i = window.first_scored; i < window.end; ++i) {
       nll -= sink->prompt()[static_cast<size_t>(i - window.begin)].logprob;
       ++result.tokens;
@@ -126,6 +127,7 @@ Result<Perplexity> EvaluateText(Engine& engine, const Tokenizer& tokenizer, std:
   for (size_t w = 0; w < windows.size(); ++w) {
     GenerationRequest request;
     request.name = "eval";
+    request.quality = options.quality;
     request.prompt.assign(tokens.begin() + windows[w].begin, tokens.begin() + windows[w].end);
     request.max_tokens = 0;
     request.prompt_logprobs = 0;
@@ -175,7 +177,7 @@ Result<std::vector<TaskItem>> ReadTaskFile(const std::filesystem::path& path) {
 }
 
 Result<TaskReport> EvaluateTasks(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer,
-                                 const std::vector<TaskItem>& items,
+                                 const std::vector<TaskItem>& items, const QualitySettings& quality,
                                  const std::function<void(double)>& progress) {
   constexpr size_t kMissesPerTask = 3;
   TaskReport report;
@@ -186,6 +188,7 @@ Result<TaskReport> EvaluateTasks(Engine& engine, std::shared_ptr<const Tokenizer
     pending.pop_front();
     const Finish& finish = sink->Wait();
     if (finish.reason == FinishReason::kError) return finish.error;
+    report.experts += finish.usage.experts;
     const TaskItem& item = items[index];
     TaskScore& score = report.tasks[item.task];
     ++score.items;
@@ -199,6 +202,7 @@ Result<TaskReport> EvaluateTasks(Engine& engine, std::shared_ptr<const Tokenizer
   for (size_t i = 0; i < items.size(); ++i) {
     GenerationRequest request;
     request.name = "eval";
+    request.quality = quality;
     request.prompt = tokenizer->Encode(items[i].prompt);
     if (request.prompt.empty()) return InvalidArgument("a task's prompt is empty");
     // Room for the answer and a wrong one somewhat longer; the line break usually ends it.

@@ -21,6 +21,7 @@ struct PerplexityOptions {
   int context = 0;  // tokens per window; 0: the smaller of the engine's max_context and 2048
   int stride = 0;   // tokens between windows; 0: half of context. Only tokens not yet scored count
                     // in a window.
+  QualitySettings quality = {};
   std::function<void(double fraction)> progress;
 };
 
@@ -28,6 +29,7 @@ struct Perplexity {
   double perplexity = 0;     // exp(nll_per_token)
   double nll_per_token = 0;  // nats
   int64_t tokens = 0;        // scored; the text's first token is not
+  ExpertCounts experts;
 };
 
 // kInvalidArgument when the text has fewer than two tokens.
@@ -55,12 +57,13 @@ struct TaskReport {
     std::string task, prompt, expected, got;
   };
   std::vector<Miss> misses;
+  ExpertCounts experts;
 };
 
 // Greedy continuation of each raw prompt up to the first line break or end-of-sequence token;
 // correct when it equals the answer, both stripped of surrounding white space.
 Result<TaskReport> EvaluateTasks(Engine& engine, std::shared_ptr<const Tokenizer> tokenizer,
-                                 const std::vector<TaskItem>& items,
+                                 const std::vector<TaskItem>& items, const QualitySettings& quality,
                                  const std::function<void(double)>& progress);
 
 }  // namespace sluice

@@ -37,6 +37,7 @@ struct GenerationPlan {
   int logprobs = -1;  // for clients; -1: none
   bool echo = false;
   uint64_t seed = 0;
+  QualitySettings quality;
 };
 
 // Tokenizes and checks against the model's vocabulary and context.

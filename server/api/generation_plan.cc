@@ -73,6 +73,11 @@ std::optional<ApiError> Complete(GenerationPlan& plan, openai::GenerationFields 
   if (auto error = CheckIds(fields.stop_token_ids, model, "stop_token_ids")) return error;
   plan.seed = fields.has_seed ? fields.sampling.seed
                               : uint64_t{std::random_device{}()} << 32 | std::random_device{}();
+  plan.quality = model.quality;
+  if (fields.quality) plan.quality.quality = *fields.quality;
+  if (fields.expert_mass) plan.quality.expert_mass = *fields.expert_mass;
+  if (fields.expert_prune) plan.quality.prune_ratio = *fields.expert_prune;
+  if (fields.experts_per_token) plan.quality.experts_per_token = *fields.experts_per_token;
   plan.fields = std::move(fields);
   plan.request_id = std::move(request_id);
   plan.identity = {(plan.chat ? "chatcmpl-" : "cmpl-") + RandomHex(), UnixNow(), model.id};

@@ -38,6 +38,7 @@ struct Choice {
   int64_t text_offset = 0;  // characters so far
   int completion_tokens = 0;
   int cached_tokens = 0;
+  ExpertCounts experts;
   double logprob_sum = 0;
   std::optional<Clock::time_point> last_token_time;
 
@@ -140,6 +141,7 @@ GenerationRequest GenerationReply::EngineRequest(const Choice& choice) const {
   if (plan_.echo && plan_.logprobs >= 0) request.prompt_logprobs = plan_.logprobs;
   request.priority = plan_.fields.priority;
   request.account = static_cast<int>(context_.pass->key());
+  request.quality = plan_.quality;
   return request;
 }
 
@@ -225,6 +227,7 @@ void GenerationReply::OnPrompt(Choice& choice, const std::vector<TokenOutput>& p
 
 void GenerationReply::OnToken(Choice& choice, const TokenOutput& token, Clock::time_point time) {
   ++choice.completion_tokens;
+  choice.experts = token.experts;
   choice.logprob_sum += token.logprob;
   if (context_.metrics) {
     if (!first_token_seen_) context_.metrics->ObserveFirstToken(SecondsSince(arrival_, time));
@@ -254,6 +257,7 @@ void GenerationReply::OnFinish(Choice& choice, const Finish& finish) {
   choice.ended_in_engine = true;
   --in_flight_;
   choice.cached_tokens = finish.usage.cached_tokens;
+  choice.experts = finish.usage.experts;
   if (!choice.finish_reason.empty()) return;  // a stop string ended it before
   switch (finish.reason) {
     case FinishReason::kStop:
@@ -420,12 +424,14 @@ std::string GenerationReply::Body() {
 
 openai::UsageCounts GenerationReply::Usage() const {
   openai::UsageCounts usage;
+  usage.quality = plan_.quality.quality;
   for (const PlannedPrompt& prompt : plan_.prompts) {
     usage.prompt_tokens += static_cast<int64_t>(prompt.tokens.size());
   }
   for (const Choice& choice : choices_) {
     usage.completion_tokens += choice.completion_tokens;
     if (choice.candidate == 0) usage.cached_tokens += choice.cached_tokens;
+    usage.experts += choice.experts;
   }
   return usage;
 }

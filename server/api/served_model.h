@@ -21,6 +21,7 @@ struct ServedModel {
   int max_context = 0;  // tokens of one request
   int max_running = 1;
   int max_queue = 1;
+  QualitySettings quality;  // of requests that do not say
   std::vector<int32_t> eos_ids;
   std::unique_ptr<TextCodec> codec;
   // Null where no expert leaves memory. Outlives the engine.

@@ -61,6 +61,8 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
           {"bytes_read_per_token", row.bytes_read_per_token},
           {"missed_bytes_per_token", row.missed_bytes_per_token},
           {"stall_fraction", row.stall_fraction},
+          {"degraded_fraction", row.degraded_fraction},
+          {"skipped_fraction", row.skipped_fraction},
           {"disk_bandwidth", report.disk_bandwidth},
           {"peak_rss", report.peak_rss_bytes},
           {"load_seconds", report.load_seconds}};
@@ -89,6 +91,11 @@ void PrintTable(const BenchmarkReport& report) {
         "time waiting for them\n",
         row.test.c_str(), 100 * row.hit_rate, row.bytes_read_per_token / 1e6,
         100 * row.stall_fraction);
+  }
+  for (const BenchmarkRow& row : report.rows) {
+    if (row.degraded_fraction == 0 && row.skipped_fraction == 0) continue;
+    std::printf("%-8s %.1f%% of the experts' uses at a lower precision, %.1f%% skipped\n",
+                row.test.c_str(), 100 * row.degraded_fraction, 100 * row.skipped_fraction);
   }
   if (report.experts != nullptr) {
     ExpertTierStats::Layer sum;
@@ -162,6 +169,7 @@ int Run(const Arguments& arguments) {
     return kExitUsage;
   }
   options.tiers = MakeTierOptions(settings->values.experts);
+  options.quality = MakeQualitySettings(settings->values.experts);
   const Result<BenchmarkReport> report = RunBenchmark(options);
   if (!report) {
     std::fprintf(stderr, "sluice bench: %s\n", report.error().message.c_str());

@@ -16,6 +16,7 @@
 #include "server/commands/commands.h"
 #include "server/commands/model_path.h"
 #include "server/commands/progress.h"
+#include "server/commands/settings.h"
 #include "server/config/cache_dir.h"
 
 namespace sluice {
@@ -27,16 +28,23 @@ context where there is as much. --tasks reads lines of {"task", "prompt", "answe
 prompt up to the first line break must equal the answer. --reference compares the predictions on --text, token by
 token, with those of another model of the same vocabulary: the mean Kullback-Leibler divergence from it in nats,
 the share of positions where both prefer the same token, and the relative error of the logits.
+What a --quality costs at most shows with --cache off, where no expert is in memory when it is asked for, and
+--step 1, where each token stands for itself as in decoding.
 
 Examples:
   sluice eval --model deploy/demo-model --text tests/data/heldout/stories.txt
   sluice eval --model model.sluice --reference DIR --text FILE --precision 3
   sluice eval --model DIR --reference DIR --text FILE --kv-dtype q8
+  sluice eval --model model.sluice --reference DIR --text FILE --quality fast --cache off --step 1
   sluice eval --model DIR --tasks tests/data/tasks/*.jsonl --json)";
 
 struct Arguments {
   std::string model, reference, text, cache_directory, isa = "auto", kv_dtype = "auto";
   std::vector<std::string> tasks;
+  CommandLine experts;
+  TierOptions tiers;
+  QualitySettings quality;
+  int step = 0;
   int context = 0, stride = 0, threads = 0, streams = 16, precision = 0, activation_bits = 8;
   bool json = false;
 };
@@ -82,6 +90,7 @@ Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, bool is_referenc
     options.kv_dtype = ParseKvDType(a.kv_dtype);
     options.expert_bits = a.precision;
     options.activation_bits = a.activation_bits;
+    options.tiers = a.tiers;
   }
   Result<std::unique_ptr<Model>> model = Model::Load(*path, options);
   if (!model) return model.error();
@@ -100,8 +109,20 @@ Result<Divergence> Compare(const Arguments& a, cpu::Isa isa, OpenedModel& model,
   DivergenceOptions options;
   options.context = a.context;
   options.stride = a.stride;
+  options.step_tokens = a.step;
+  options.quality = a.quality;
   options.progress = ProgressBar("comparing");
   return EvaluateDivergence(*reference->model, *model.model, tokens, options);
+}
+
+// Shares of (token, expert) pairs.
+nlohmann::ordered_json ExpertsJson(const ExpertCounts& counts) {
+  const auto share = [&](int64_t part) {
+    return static_cast<double>(part) /
+           static_cast<double>(std::max<int64_t>(counts.assignments, 1));
+  };
+  return {{"degraded_fraction", share(counts.degraded)},
+          {"skipped_fraction", share(counts.skipped)}};
 }
 
 Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskReport::Miss>* misses) {
@@ -139,6 +160,7 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     report["kl_max"] = result->kl_max;
     report["top1_agreement"] = result->top1_agreement;
     report["logit_error"] = result->logit_error;
+    report["reference_experts"] = ExpertsJson(result->experts);
   }
   EngineOptions engine_options;
   engine_options.max_queue = a.streams;
@@ -150,6 +172,7 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     PerplexityOptions options;
     options.context = a.context;
     options.stride = a.stride;
+    options.quality = a.quality;
     options.progress = ProgressBar("text ");
     Result<Perplexity> result = EvaluateText(*engine, *tokenizer, text, options);
     if (!result) return WithContext(a.text, result.error());
@@ -157,20 +180,35 @@ Result<nlohmann::ordered_json> Evaluate(const Arguments& a, std::vector<TaskRepo
     report["perplexity"] = result->perplexity;
     report["nll_per_token"] = result->nll_per_token;
     report["tokens"] = result->tokens;
+    report["text_experts"] = ExpertsJson(result->experts);
   }
   if (!items.empty()) {
-    Result<TaskReport> result = EvaluateTasks(*engine, tokenizer, items, ProgressBar("tasks"));
+    Result<TaskReport> result =
+        EvaluateTasks(*engine, tokenizer, items, a.quality, ProgressBar("tasks"));
     if (!result) return result.error();
     for (const auto& [task, score] : result->tasks) {
       report["accuracy"][task] = score.accuracy();
       report["items"][task] = score.items;
     }
+    report["tasks_experts"] = ExpertsJson(result->experts);
     *misses = std::move(result->misses);
   }
   return Result<nlohmann::ordered_json>(boost::system::in_place_value, std::move(report));
 }
 
+void PrintExperts(const nlohmann::ordered_json& report, const char* what, const char* key) {
+  if (!report.contains(key)) return;
+  const double degraded = report[key]["degraded_fraction"],
+               skipped = report[key]["skipped_fraction"];
+  if (degraded == 0 && skipped == 0) return;
+  std::printf("%s: %.1f%% of the experts' uses at a lower precision, %.1f%% skipped\n", what,
+              100 * degraded, 100 * skipped);
+}
+
 void PrintTable(const nlohmann::ordered_json& report, const std::vector<TaskReport::Miss>& misses) {
+  PrintExperts(report, "comparison", "reference_experts");
+  PrintExperts(report, "text", "text_experts");
+  PrintExperts(report, "tasks", "tasks_experts");
   if (report.contains("perplexity")) {
     std::printf("%s: perplexity %.4f, %.5f nats per token, %lld tokens\n",
                 report["text"].get<std::string>().c_str(), report["perplexity"].get<double>(),
@@ -197,7 +235,14 @@ void PrintTable(const nlohmann::ordered_json& report, const std::vector<TaskRepo
   }
 }
 
-int Run(const Arguments& arguments) {
+int Run(Arguments& arguments) {
+  const Result<LoadedConfig> settings = LoadConfig("", arguments.experts.Values());
+  if (!settings) {
+    std::fprintf(stderr, "sluice eval: %s\n", settings.error().message.c_str());
+    return kExitUsage;
+  }
+  arguments.tiers = MakeTierOptions(settings->values.experts);
+  arguments.quality = MakeQualitySettings(settings->values.experts);
   std::vector<TaskReport::Miss> misses;
   const Result<nlohmann::ordered_json> report = Evaluate(arguments, &misses);
   if (!report) {
@@ -255,6 +300,11 @@ void AddEval(CLI::App& app, int* exit_code) {
       ->add_option("--cpu-isa", arguments->isa,
                    "Kernels to use: auto, scalar, avx2, avx512, avx512bf16, neon")
       ->capture_default_str();
+  command
+      ->add_option("--step", arguments->step,
+                   "Tokens that --reference computes at once; 0: as many as fit")
+      ->capture_default_str();
+  AddSectionSettings(*command, "experts", arguments->experts);
   command->add_flag("--json", arguments->json, "Print JSON instead of the table");
   command->callback([arguments, exit_code] { *exit_code = Run(*arguments); });
 }

@@ -229,6 +229,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   served->eos_ids = (*model)->config().eos_ids;
   served->max_running = config.engine.max_running;
   served->max_queue = config.engine.max_queue;
+  served->quality = MakeQualitySettings(config.experts);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   log.Info("loaded the model", {{"model", served->id},
                                 {"family", served->family},

@@ -23,6 +23,7 @@ const char* ValueName(const Setting& setting) {
   Config config;
   const SettingField field = setting.field(config);
   if (std::holds_alternative<int*>(field)) return "N";
+  if (std::holds_alternative<double*>(field)) return "X";
   if (std::holds_alternative<Bytes*>(field)) return "SIZE";
   if (std::holds_alternative<Seconds*>(field)) return "TIME";
   if (std::holds_alternative<bool*>(field)) return "true|false";
@@ -53,7 +54,16 @@ TierOptions MakeTierOptions(const ExpertSettings& settings) {
   options.guard_prefetch = settings.prefetch == "auto";
   options.predictor = options.guard_prefetch ? "cross-layer" : settings.prefetch;
   if (options.predictor == "off") options.predictor.clear();
+  options.quality = MakeQualitySettings(settings).quality;
   return options;
+}
+
+QualitySettings MakeQualitySettings(const ExpertSettings& settings) {
+  QualitySettings quality;
+  quality.quality = ParseQuality(settings.quality).value_or(Quality::kExact);
+  quality.expert_mass = static_cast<float>(settings.expert_mass);
+  quality.prune_ratio = static_cast<float>(settings.expert_prune);
+  return quality;
 }
 
 void AddSectionSettings(CLI::App& command, const std::string& section, CommandLine& line) {

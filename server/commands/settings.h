@@ -37,6 +37,8 @@ void AddSectionSettings(CLI::App& command, const std::string& section, CommandLi
 
 // What the settings of routed experts mean to the engine. memory_budget 0 stays 0.
 TierOptions MakeTierOptions(const ExpertSettings& settings);
+// Of requests that do not say.
+QualitySettings MakeQualitySettings(const ExpertSettings& settings);
 
 LogLevel ParseLogLevel(const std::string& name);  // REQUIRES: a choice of log.level
 LogFormat ParseLogFormat(const std::string& name);

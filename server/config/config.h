@@ -51,6 +51,9 @@ struct ExpertSettings {
   std::string policy = "auto";
   std::string prefetch = "auto";
   std::string cache = "on";
+  std::string quality = "exact";  // of requests that do not say
+  double expert_mass = 1;
+  double expert_prune = 0;
   // `serve` only.
   std::string pressure = "auto";  // auto: on unless memory_budget is given
   std::string trace;              // file that the routing of the traffic is recorded in

@@ -235,6 +235,35 @@ const std::array kSettings = {
             0,
             {"on", "off"},
             "off: experts are read when a layer asks for them and kept no longer."},
+    Setting{
+        "experts",
+        "quality",
+        "--quality",
+        SLUICE_FIELD(experts.quality),
+        0,
+        0,
+        {"exact", "balanced", "fast"},
+        "Of requests that do not ask for one. exact: the pack's full precision; balanced: light "
+        "experts at fewer bits rather than late; fast: all of them, and the lightest not at "
+        "all."},
+    Setting{"experts",
+            "expert_mass",
+            "--expert-mass",
+            SLUICE_FIELD(experts.expert_mass),
+            0,
+            1,
+            {},
+            "Top-p routing: a token uses the fewest experts that have this share of its gate "
+            "weight together. 1: all that the model chooses."},
+    Setting{"experts",
+            "expert_prune",
+            "--expert-prune",
+            SLUICE_FIELD(experts.expert_prune),
+            0,
+            1,
+            {},
+            "Experts that weigh less than this share of the token's weightiest are left out. 0: "
+            "none."},
     Setting{"experts",
             "pressure",
             "--memory-pressure",
@@ -460,6 +489,8 @@ Result<void> SetNumber(const Setting& setting, double value, std::string_view sh
   const SettingField field = setting.field(config);
   if (auto* const* integer = std::get_if<int*>(&field)) {
     **integer = static_cast<int>(value);
+  } else if (auto* const* number = std::get_if<double*>(&field)) {
+    **number = value;
   } else if (auto* const* bytes = std::get_if<Bytes*>(&field)) {
     (*bytes)->count = static_cast<int64_t>(value);
   } else if (auto* const* seconds = std::get_if<Seconds*>(&field)) {
@@ -548,7 +579,9 @@ Result<void> SetInteger(const Setting& setting, int64_t value, Config& config) {
 
 Result<void> SetDouble(const Setting& setting, double value, Config& config) {
   const SettingField field = setting.field(config);
-  if (!std::holds_alternative<Seconds*>(field)) return WrongType(setting, NumberText(value));
+  if (!std::holds_alternative<Seconds*>(field) && !std::holds_alternative<double*>(field)) {
+    return WrongType(setting, NumberText(value));
+  }
   return SetNumber(setting, value, NumberText(value), config);
 }
 
@@ -601,6 +634,14 @@ Result<void> SetFromText(const Setting& setting, std::string_view text, Config& 
     }
     return SetInteger(setting, value, config);
   }
+  if (std::holds_alternative<double*>(field)) {
+    double value = 0;
+    const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (status != std::errc() || end != text.data() + text.size()) {
+      return WrongType(setting, Quoted(text));
+    }
+    return SetDouble(setting, value, config);
+  }
   if (std::holds_alternative<bool*>(field)) {
     if (text == "true" || text == "false") return SetBool(setting, text == "true", config);
     return WrongType(setting, Quoted(text));
@@ -622,6 +663,7 @@ std::string ValueText(const Setting& setting, const Config& config) {
   const SettingField field = setting.field(const_cast<Config&>(config));
   struct Visitor {
     std::string operator()(const int* v) const { return std::to_string(*v); }
+    std::string operator()(const double* v) const { return NumberText(*v); }
     std::string operator()(const Bytes* v) const {
       return v->count == 0 ? "0" : Quoted(BytesText(static_cast<double>(v->count)));
     }
@@ -652,6 +694,9 @@ std::string Expected(const Setting& setting) {
     std::string choices;
     std::string operator()(const int*) const {
       return "an integer from " + NumberText(setting.min) + " to " + NumberText(setting.max);
+    }
+    std::string operator()(const double*) const {
+      return "a number from " + NumberText(setting.min) + " to " + NumberText(setting.max);
     }
     std::string operator()(const Bytes*) const {
       return "a size from " + BytesText(setting.min) + " to " + BytesText(setting.max) +

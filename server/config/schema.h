@@ -15,7 +15,7 @@
 namespace sluice {
 
 using SettingField =
-    std::variant<int*, Bytes*, Seconds*, bool*, std::string*, std::vector<std::string>*>;
+    std::variant<int*, double*, Bytes*, Seconds*, bool*, std::string*, std::vector<std::string>*>;
 
 struct Setting {
   std::string_view section;  // "server"

@@ -207,8 +207,14 @@ void Metrics::Impl::AddEngine(const EngineStats& s, Snapshot& out) const {
               s.prefill_seconds);
   out.Counter("sluice_decode_seconds_total", "Decode time summed over sequences.",
               s.decode_seconds);
-  out.Counter("sluice_expert_assignments_total", "Token-expert pairs computed, over all layers.",
+  out.Counter("sluice_expert_assignments_total", "Token-expert pairs chosen, over all layers.",
               static_cast<double>(s.expert_assignments));
+  out.Counter("sluice_expert_lower_precision_assignments_total",
+              "Of these, computed at less than the pack's full precision.",
+              static_cast<double>(s.degraded_assignments));
+  out.Counter("sluice_expert_skipped_assignments_total",
+              "Of these, left out: skipped rather than waited for, or by routing options.",
+              static_cast<double>(s.skipped_assignments));
   out.Counter("sluice_unique_experts_total", "Distinct experts touched per layer and step, summed.",
               static_cast<double>(s.unique_experts));
 }

@@ -1,6 +1,7 @@
 #include "server/openai/generation_fields.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -10,6 +11,7 @@ namespace {
 
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxStopTokens = 64;
+constexpr int64_t kMaxExpertsPerToken = 1024;
 
 std::vector<std::string> ReadStop(Fields& fields) {
   std::vector<std::string> stops;
@@ -94,7 +96,7 @@ void ReadStream(Fields& fields, GenerationFields& out) {
 
 // Our own extensions. Members that we do not know are refused: ignoring a quality setting would be
 // a silent promise.
-void CheckSluiceObject(Fields& fields) {
+void ReadSluiceObject(Fields& fields, GenerationFields& out) {
   const Json* value = fields.Find("sluice");
   if (!value) return;
   if (!value->is_object()) {
@@ -102,12 +104,25 @@ void CheckSluiceObject(Fields& fields) {
     return;
   }
   Fields inner(*value, "sluice.");
-  const std::string quality = inner.String("quality", "exact");
-  if (quality != "exact") {
-    inner.Fail("quality", "`sluice.quality` must be \"exact\": no other quality is offered.");
+  if (inner.Has("quality")) {
+    out.quality = ParseQuality(inner.String("quality"));
+    if (!out.quality) {
+      inner.Fail("quality", "`sluice.quality` must be \"exact\", \"balanced\" or \"fast\".");
+    }
   }
+  if (inner.Has("expert_mass")) {
+    out.expert_mass = static_cast<float>(inner.Number("expert_mass", 1, 0, 1));
+  }
+  if (inner.Has("expert_prune")) {
+    out.expert_prune = static_cast<float>(inner.Number("expert_prune", 0, 0, 1));
+  }
+  if (const auto most = inner.OptionalInteger("experts_per_token", 1, kMaxExpertsPerToken)) {
+    out.experts_per_token = static_cast<int>(*most);
+  }
+  constexpr std::array<std::string_view, 4> kKnown = {"quality", "expert_mass", "expert_prune",
+                                                      "experts_per_token"};
   for (const auto& [key, entry] : value->items()) {
-    if (key != "quality") {
+    if (std::find(kKnown.begin(), kKnown.end(), key) == kKnown.end()) {
       inner.Fail(key.substr(0, 64),
                  "`sluice." + key.substr(0, 64) + "` is not a setting of this server.");
     }
@@ -142,7 +157,7 @@ GenerationFields ReadGenerationFields(Fields& fields) {
   out.priority = static_cast<int>(fields.Integer("priority", 0, -1000000, 1000000));
   fields.String("user");
   ReadStream(fields, out);
-  CheckSluiceObject(fields);
+  ReadSluiceObject(fields, out);
   return out;
 }
 

@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "engine/experts/quality.h"
 #include "engine/sampling/params.h"
 #include "server/openai/error.h"
 #include "server/openai/json.h"
@@ -37,6 +38,10 @@ struct GenerationFields {
   int priority = 0;
   bool stream = false;
   bool include_usage = false;
+  // The `sluice` object; absent: the server's default.
+  std::optional<Quality> quality;
+  std::optional<float> expert_mass, expert_prune;
+  std::optional<int> experts_per_token;
 };
 
 struct CompletionRequest {

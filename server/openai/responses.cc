@@ -24,7 +24,12 @@ Json UsageJson(const UsageCounts& usage) {
   return Json{{"prompt_tokens", usage.prompt_tokens},
               {"completion_tokens", usage.completion_tokens},
               {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
-              {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+              {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
+              {"sluice",
+               {{"quality", QualityName(usage.quality)},
+                {"expert_assignments", usage.experts.assignments},
+                {"degraded_assignments", usage.experts.degraded},
+                {"skipped_assignments", usage.experts.skipped}}}};
 }
 
 // With include_usage, OpenAI puts "usage": null into every chunk before the usage chunk.

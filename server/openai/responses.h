@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/experts/quality.h"
 #include "server/openai/json.h"
 
 namespace sluice::openai {
@@ -26,6 +27,8 @@ struct UsageCounts {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
   int64_t cached_tokens = 0;
+  Quality quality = Quality::kExact;
+  ExpertCounts experts = {};
 };
 
 // What every body and chunk of one response repeats.

@@ -175,6 +175,75 @@ TEST_CASE("High planes can go and come back while the low ones stay where they a
   CHECK(cache.set_address(6, 0) == low);
 }
 
+TEST_CASE("Beyond their share, the high planes of the coldest experts go before any expert",
+          "[expert_cache]") {
+  Bench probe(0);
+  const size_t low = probe.cache.bytes(4, 0, 1);
+  Bench bench(4 * Bench::OneExpert() + low);
+  ExpertCache& cache = bench.cache;
+  for (const int place : {0, 1, 2, 3}) REQUIRE(bench.Load(place));
+  REQUIRE(cache.low_sets(0) == 1);
+  REQUIRE(cache.Claim(4, 1, CacheClaim::kDemand, 0));
+  bench.Fill(4);
+  const std::vector<ExpertUse> uses = {{0, 1, 1, true}, {2, 1, 1, true}, {3, 1, 1, true}};
+  bench.policy->OnLayer(0, 1, uses);  // lru: expert 1 is the coldest
+  cache.SetHighShare(0);
+  REQUIRE(cache.Claim(4, 2, CacheClaim::kDemand, 0));
+  bench.Fill(4);
+  CHECK(bench.Inside() == Places{0, 1, 2, 3, 4});
+  CHECK(cache.resident_sets(1) == 2);
+  CHECK(bench.experts.Right(cache.weights(1), 1, 2));
+  REQUIRE(cache.Claim(4, 3, CacheClaim::kDemand, 0));
+  bench.Fill(4);
+  CHECK(cache.resident_sets(1) == 1);
+  CHECK(cache.resident_sets(0) + cache.resident_sets(2) + cache.resident_sets(3) == 9);
+  // When all may be kept, experts go whole.
+  cache.SetHighShare(1);
+  REQUIRE(cache.Claim(5, 1, CacheClaim::kDemand, 0));
+  bench.Fill(5);
+  CHECK(bench.Inside() == Places{0, 2, 3, 4, 5});
+}
+
+TEST_CASE("Memory of planes that went one by one is joined for low planes", "[expert_cache]") {
+  for (const bool mixed : {false, true}) {
+    Bench bench((mixed ? 6 : 4) * Bench::OneExpert(), mixed);
+    ExpertCache& cache = bench.cache;
+    for (const int place : {0, 2, 4, 6}) REQUIRE(bench.Load(place));
+    const Places before = bench.Inside();
+    cache.SetHighShare(0);
+    REQUIRE(cache.Claim(3, 1, CacheClaim::kDemand, 0));
+    bench.Fill(3);
+    Places after = before;
+    after.push_back(3);
+    std::sort(after.begin(), after.end());
+    CHECK(bench.Inside() == after);
+    for (const int place : after) {
+      CHECK(bench.experts.Right(cache.weights(place), place, cache.resident_sets(place)));
+    }
+    CHECK(cache.slab().used() <= cache.slab().limit());
+  }
+}
+
+TEST_CASE("Experts that are pinned or being read stay where they are while others are moved",
+          "[expert_cache]") {
+  Bench bench(4 * Bench::OneExpert());
+  ExpertCache& cache = bench.cache;
+  for (const int place : {0, 1, 2}) REQUIRE(bench.Load(place));
+  cache.Pin(1);
+  REQUIRE(cache.Claim(3, 3, CacheClaim::kDemand, 0));
+  const std::byte* const pinned = cache.set_address(1, 0);
+  const std::byte* const reading = cache.set_address(3, 2);
+  cache.SetHighShare(0);
+  for (const int place : {4, 5, 6, 7}) {
+    if (cache.Claim(place, 1, CacheClaim::kDemand, 0)) bench.Fill(place);
+    CHECK(cache.set_address(1, 0) == pinned);
+    CHECK(cache.set_address(3, 2) == reading);
+    CHECK(bench.experts.Right(cache.weights(1), 1, 3));
+  }
+  bench.Fill(3);
+  CHECK(bench.experts.Right(cache.weights(3), 3, 3));
+}
+
 TEST_CASE("An expert that grows does not push out its own low planes", "[expert_cache]") {
   Bench bench(0);
   ExpertCache& cache = bench.cache;
@@ -263,6 +332,7 @@ TEST_CASE("Whatever is done to a cache, its experts keep their bytes and its cou
       cache.SetLimit(all / 2);
       int pins = 0;
       for (int i = 0; i < 4000; ++i) {
+        if (i % 400 == 200) cache.SetHighShare(static_cast<double>(random() % 3) / 2);
         const int place = static_cast<int>(random() % kLarge.size());
         const int what = static_cast<int>(random() % 100);
         if (what < 50) {
@@ -313,6 +383,10 @@ TEST_CASE("Whatever is done to a cache, its experts keep their bytes and its cou
                  bench.experts.Right(cache.weights(place), place, cache.resident_sets(place))));
       }
       CHECK(cache.evictions() > 50);
+      for (int place = 0; place < kLarge.size(); ++place) {
+        const int sets = cache.resident_sets(place);
+        CHECK((sets == 0 || bench.experts.Right(cache.weights(place), place, sets)));
+      }
     }
   }
 }

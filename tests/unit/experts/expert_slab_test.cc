@@ -210,5 +210,25 @@ TEST_CASE("A slab does what a plain list of pieces does, through any sequence", 
   }
 }
 
+TEST_CASE("A piece slides to the beginning of the hole before it with its bytes", "[slab]") {
+  ExpertSlab slab = ReserveOrFail(16 * kPage);
+  slab.SetLimit(8 * kPage);
+  const size_t first = *slab.Allocate(2 * kPage);
+  const size_t second = *slab.Allocate(3 * kPage);
+  std::memset(slab.at(second), 7, 3 * kPage);
+  std::memset(slab.at(second) + 2 * kPage, 9, kPage);
+  slab.Free(first, 2 * kPage);
+  REQUIRE(!slab.Allocate(4 * kPage));
+  slab.Slide(second, 3 * kPage, 2 * kPage);
+  CHECK(AllBytesAre(slab, 0, 2 * kPage, 7));
+  CHECK(AllBytesAre(slab, 2 * kPage, kPage, 9));
+  CHECK(slab.used() == 3 * kPage);
+  // The holes on both sides of where it was are one.
+  const auto large = slab.Allocate(5 * kPage);
+  REQUIRE(large.has_value());
+  CHECK(*large == 3 * kPage);
+  CHECK(slab.free_bytes() == 0);
+}
+
 }  // namespace
 }  // namespace sluice

@@ -42,6 +42,7 @@ struct RigOptions {
   std::string policy = "lru";
   bool keep = true;
   bool read_ahead = true;
+  bool lenient = false;
   FakeStoreOptions store = {};
 };
 
@@ -61,13 +62,17 @@ struct Rig {
     predictor = owned_predictor.get();
     tiers = std::make_unique<TieredExperts>(
         std::move(cache), std::move(owned_store), std::move(owned_predictor),
-        TieredOptions{.keep = options.keep, .read_ahead = options.read_ahead}, &clock);
+        TieredOptions{
+            .keep = options.keep, .read_ahead = options.read_ahead, .lenient = options.lenient},
+        &clock);
   }
 
   // What a layer was given: experts in the order in which they came, failed ones with their error.
   struct Visit {
     Places came;
     std::map<int, Error> failed;
+    std::map<int, int> sets;  // by expert that came: plane sets
+    Places skipped;
   };
   void Begin(int layer, std::vector<ExpertDemand> wanted) {
     demands = std::move(wanted);
@@ -86,24 +91,39 @@ struct Rig {
     for (const ReadyExpert& ready : tiers->Next(wait)) {
       const int expert = demands.at(ready.demand).expert;
       const int place = experts.space().place({open_layer, expert});
+      if (ready.skipped()) {
+        CHECK(demands.at(ready.demand).least_bits == kSkippable);
+        if (visit != nullptr) visit->skipped.push_back(expert);
+        continue;
+      }
       if (ready.weights == nullptr) {
         REQUIRE(ready.error != nullptr);
         if (visit != nullptr) visit->failed[expert] = *ready.error;
         continue;
       }
-      CHECK(experts.Right(*ready.weights, place, tiers->cache().whole_sets(place)));
+      const int sets = tiers->cache().resident_sets(place);
+      CHECK(sets >= tiers->cache().SetsFor(place, demands.at(ready.demand).least_bits));
+      CHECK(ready.degraded == (sets < tiers->cache().whole_sets(place)));
+      CHECK(experts.Right(*ready.weights, place, sets));
+      if (visit != nullptr) visit->sets[expert] = sets;
       came.push_back(expert);
     }
     return came;
   }
   Visit Layer(int layer, const Places& wanted) {
+    std::vector<ExpertDemand> list;
+    for (const int expert : wanted) list.push_back({expert, 1, 1});
+    return Demands(layer, std::move(list));
+  }
+  Visit Demands(int layer, std::vector<ExpertDemand> wanted) {
     Visit visit;
-    Begin(layer, wanted);
-    for (size_t left = wanted.size(); left > 0;) {
-      const size_t failed = visit.failed.size();
+    const size_t count = wanted.size();
+    Begin(layer, std::move(wanted));
+    for (size_t left = count; left > 0;) {
+      const size_t before = visit.failed.size() + visit.skipped.size();
       const Places came = Next(true, &visit);
       visit.came.insert(visit.came.end(), came.begin(), came.end());
-      const size_t handed_over = came.size() + visit.failed.size() - failed;
+      const size_t handed_over = came.size() + visit.failed.size() + visit.skipped.size() - before;
       REQUIRE(handed_over > 0);
       REQUIRE(handed_over <= left);
       REQUIRE(tiers->cache().slab().used() <= tiers->cache().slab().limit());
@@ -791,6 +811,182 @@ TEST_CASE("Through failing reads every expert that comes is right, and all come 
   for (const ExpertTierStats::Layer& layer : rig.tiers->stats().layers) {
     CHECK(layer.prefetch_issued == layer.prefetch_used + layer.prefetch_late +
                                        layer.prefetch_wasted + layer.prefetch_cancelled);
+  }
+}
+
+// Lenient demands.
+
+TEST_CASE("A demand that accepts few bits reads only their planes, and a later one the rest",
+          "[tiers][quality]") {
+  Rig rig({.fits = 16, .store = {.depth = 64, .held = true}});
+  rig.tiers->BeginStep(1);
+  rig.Begin(1, std::vector<ExpertDemand>{{2, 1, 1, 2}});
+  const ExpertRead low = rig.store.submitted().back();
+  CHECK(low.expert == ExpertId{1, 2});
+  CHECK(low.first_set == 0);
+  CHECK(low.end_set == 1);
+  CHECK(low.urgency == kUrgencyDemand);
+  rig.store.Land(10);
+  Rig::Visit visit;
+  CHECK(rig.Next(true, &visit) == Places{2});
+  CHECK(visit.sets.at(2) == 1);
+  rig.tiers->End();
+  CHECK(rig.Counts(1).misses == 1);
+  CHECK(rig.Counts(1).degraded_assignments == 1);
+  CHECK(rig.Counts(1).planes_read == 1);
+
+  // Enough of it is here: nothing is waited for.
+  rig.Begin(1, std::vector<ExpertDemand>{{2, 3, 1, 2}});
+  CHECK(rig.Next(false) == Places{2});
+  rig.tiers->End();
+  CHECK(rig.Counts(1).hits == 1);
+  CHECK(rig.Counts(1).degraded_assignments == 4);
+
+  rig.Begin(1, std::vector<ExpertDemand>{{2, 1, 1, kAllBits}});
+  CHECK(rig.Next(false).empty());
+  const ExpertRead rest = rig.store.submitted().back();
+  CHECK(rest.expert == ExpertId{1, 2});
+  CHECK(rest.first_set == 1);
+  CHECK(rest.end_set == 3);
+  rig.store.Land(10);
+  CHECK(rig.Next(true) == Places{2});
+  rig.tiers->End();
+  CHECK(rig.Counts(1).misses == 2);
+  CHECK(rig.Counts(1).degraded_assignments == 4);
+}
+
+TEST_CASE("An expert that is here whole is used whole, whatever is accepted", "[tiers][quality]") {
+  Rig rig({.fits = 16});
+  rig.Fill();
+  rig.tiers->BeginStep(1);
+  const Rig::Visit visit = rig.Demands(0, {{1, 2, 1, 2}, {4, 1, 1, kSkippable}});
+  CHECK(visit.sets == std::map<int, int>{{1, 3}, {4, 3}});
+  CHECK(visit.skipped.empty());
+  CHECK(rig.Counts(0).degraded_assignments == 0);
+}
+
+TEST_CASE("What may be skipped is not waited for and not read", "[tiers][quality]") {
+  Rig rig({.fits = 1, .read_ahead = false, .store = {.held = true}});
+  rig.LandAll();
+  REQUIRE(rig.Resident() == Places{0});
+  rig.tiers->BeginStep(1);
+  const size_t reads = rig.store.submitted().size();
+  const Rig::Visit visit = rig.Demands(0, {{0, 1, 1, kSkippable}, {3, 2, 1, kSkippable}});
+  CHECK(visit.came == Places{0});
+  CHECK(visit.skipped == Places{3});
+  CHECK(rig.store.submitted().size() == reads);
+  CHECK(rig.Counts(0).degraded_assignments == 2);
+  CHECK(rig.Counts(0).stall_seconds == 0);
+}
+
+TEST_CASE("A read ahead of few planes that a demand for all finds under way is completed",
+          "[tiers][quality]") {
+  Rig rig({.fits = 3, .lenient = true, .store = {.depth = 64, .held = true}});
+  rig.LandAll();
+  rig.predictor->plan[1] = {{5, 0.9f}};
+  rig.tiers->BeginStep(1);
+  rig.Begin(0, std::vector<ExpertDemand>{{0, 1, 1, 2}});
+  while (rig.Next(false).empty()) rig.store.Land(0);
+  rig.tiers->End();
+  const ExpertRead ahead = rig.store.submitted().back();
+  REQUIRE(ahead.expert == ExpertId{1, 5});
+  CHECK(ahead.end_set == 1);
+  rig.Begin(1, std::vector<ExpertDemand>{{5, 1, 1, kAllBits}});
+  CHECK(rig.Counts(1).prefetch_late == 1);
+  rig.store.Land(13);
+  CHECK(rig.Next(false).empty());
+  CHECK(rig.store.submitted().back().first_set == 1);
+  CHECK(rig.store.submitted().back().end_set == 3);
+  rig.store.Land(13);
+  Rig::Visit visit;
+  CHECK(rig.Next(true, &visit) == Places{5});
+  CHECK(visit.sets.at(5) == 3);
+  rig.tiers->End();
+}
+
+TEST_CASE("While low precision is accepted, more experts are kept with fewer planes",
+          "[tiers][quality]") {
+  Rig rig({.fits = 6, .read_ahead = false});
+  rig.Fill();
+  REQUIRE(rig.Resident().size() == 6);
+  const auto low = [&] {
+    int count = 0;
+    for (int place = 0; place < 16; ++place) count += rig.tiers->cache().resident_sets(place) > 0;
+    return count;
+  };
+  for (int step = 0; step < 200; ++step) {
+    rig.tiers->BeginStep(1);
+    for (const int layer : {0, 1}) rig.Demands(layer, {{(step * 3) % 8, 1, 1, 2}});
+    rig.tiers->EndStep();
+  }
+  const int lenient = low();
+  CHECK(lenient > 6);
+  // Back to whole experts when nobody accepts less.
+  for (int step = 0; step < 400; ++step) {
+    rig.tiers->BeginStep(1);
+    for (const int layer : {0, 1}) rig.Layer(layer, {(step * 3) % 8});
+    rig.tiers->EndStep();
+  }
+  CHECK(low() <= 6);
+  CHECK(static_cast<int>(rig.Resident().size()) == low());
+}
+
+TEST_CASE("Whatever is accepted, nobody gets less, and exact demands get everything",
+          "[tiers][quality]") {
+  for (const char* policy : {"lru", "arc", "next-use"}) {
+    for (const bool mixed : {false, true}) {
+      for (const double fits : {3.0, 6.5, 12.0}) {
+        INFO(policy << ", mixed " << mixed << ", fits " << fits);
+        Rig rig({.space = {3, 8},
+                 .fits = mixed ? fits + 2 : fits,
+                 .mixed = mixed,
+                 .policy = policy,
+                 .lenient = fits > 5,
+                 .store = {.depth = 3, .seconds_per_read = 1e-3}});
+        std::mt19937 random(7);
+        int skipped = 0, low = 0;
+        for (int step = 0; step < 150; ++step) {
+          rig.tiers->BeginStep(1);
+          for (int layer = 0; layer < 3; ++layer) {
+            for (int e = 0; e < 8; ++e) {
+              rig.predictor->plan[(layer + 1) % 3][e] = static_cast<float>(random() % 100) / 100;
+            }
+            std::vector<ExpertDemand> wanted;
+            constexpr int8_t kBits[] = {kAllBits, 2, 3, kSkippable, 4};
+            const size_t kinds = step / 30 % 2 == 0 ? 5 : 1;
+            for (int e = 0; e < 8; ++e) {
+              if (random() % 3 == 0) wanted.push_back({e, 1, 1, kBits[random() % kinds]});
+            }
+            if (wanted.empty()) continue;
+            const Rig::Visit visit = rig.Demands(layer, wanted);
+            CHECK(visit.failed.empty());
+            skipped += static_cast<int>(visit.skipped.size());
+            for (const ExpertDemand& demand : wanted) {
+              const int place = rig.experts.space().place({layer, demand.expert});
+              const auto sets = visit.sets.find(demand.expert);
+              if (sets == visit.sets.end()) {
+                CHECK(demand.least_bits == kSkippable);
+              } else if (demand.least_bits == kAllBits) {
+                CHECK(sets->second == rig.tiers->cache().whole_sets(place));
+              } else {
+                low += sets->second < rig.tiers->cache().whole_sets(place);
+              }
+            }
+          }
+          rig.tiers->EndStep();
+          if (step % 7 == 0) rig.tiers->Background();
+        }
+        CHECK(skipped > 0);
+        CHECK(low > 0);
+        // Every read ahead has an end.
+        rig.tiers->SetMemory(0);
+        for (int layer = 0; layer < 3; ++layer) {
+          const ExpertTierStats::Layer counts = rig.Counts(layer);
+          CHECK(counts.prefetch_issued == counts.prefetch_used + counts.prefetch_late +
+                                              counts.prefetch_wasted + counts.prefetch_cancelled);
+        }
+      }
+    }
   }
 }
 

@@ -1,6 +1,8 @@
 // A pack's logits are the same bytes wherever its experts are: all in memory, or read from the file
 // at any budget, with any policy and any predictor, in any company.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <random>
 
 #include "engine/experts/cache_policy.h"
@@ -178,6 +180,125 @@ TEST_CASE("With experts on disk, logits do not depend on threads or company", "[
           CHECK(SameBytes(logits, expected));
         }
       }
+    }
+  }
+}
+
+// The logits of all tokens at a quality, as Run.
+std::vector<float> RunAt(Model& model, const TestPack& pack, const QualitySettings& quality,
+                         ExpertCounts* counts) {
+  TestSequence sequence(0, 16);
+  std::vector<float> logits;
+  for (size_t done = 0; done < pack.tokens.size();) {
+    const size_t prompt = pack.golden.prompt.size();
+    const size_t count = done < prompt ? std::min<size_t>(5, prompt - done) : 1;
+    SequenceChunk chunk =
+        sequence.Chunk(std::span(pack.tokens).subspan(done, count), LogitRows::kAll);
+    chunk.stream = 1;
+    chunk.quality = quality;
+    const auto rows = model.Forward({&chunk, 1});
+    REQUIRE(model.chunk_experts().size() == 1);
+    *counts += model.chunk_experts()[0];
+    logits.insert(logits.end(), rows.begin(), rows.end());
+    done += count;
+  }
+  return logits;
+}
+
+TEST_CASE("With every expert in memory, all qualities give the bytes of exact",
+          "[model][tiers][quality]") {
+  for (const char* name : {"olmoe", "qwen3_moe"}) {
+    const TestPack pack(name);
+    const std::vector<float> expected = Resident(pack);
+    const auto model = pack.Load();
+    while (model->Background()) {
+    }
+    for (const Quality quality : {Quality::kExact, Quality::kBalanced, Quality::kFast}) {
+      ExpertCounts counts;
+      CHECK(SameBytes(RunAt(*model, pack, {.quality = quality}, &counts), expected));
+      CHECK(counts.assignments > 0);
+      CHECK(counts.degraded == 0);
+      CHECK(counts.skipped == 0);
+    }
+    // A routing option is felt wherever experts are; off, it is not.
+    ExpertCounts counts;
+    CHECK_FALSE(SameBytes(RunAt(*model, pack, {.experts_per_token = 1}, &counts), expected));
+    CHECK(counts.skipped > 0);
+    CHECK(counts.degraded == 0);
+    CHECK(SameBytes(RunAt(*model, pack, {.expert_mass = 1, .prune_ratio = 0}, &counts), expected));
+  }
+}
+
+TEST_CASE("With little memory, balanced degrades and fast also skips", "[model][tiers][quality]") {
+  const TestPack pack("olmoe");
+  const std::vector<float> expected = Resident(pack);
+  TierOptions tiers;
+  tiers.cache = false;
+  const auto model = pack.Load(tiers);
+  ExpertCounts balanced, fast, again;
+  const auto at_balanced = RunAt(*model, pack, {.quality = Quality::kBalanced}, &balanced);
+  const auto at_fast = RunAt(*model, pack, {.quality = Quality::kFast}, &fast);
+  CHECK(balanced.degraded > 0);
+  CHECK(balanced.skipped == 0);
+  CHECK(fast.degraded > balanced.degraded);
+  CHECK(fast.skipped > 0);
+  CHECK_FALSE(SameBytes(at_balanced, expected));
+  CHECK_FALSE(SameBytes(at_fast, expected));
+  for (const float value : at_fast) REQUIRE(std::isfinite(value));
+  // Without a cache nothing depends on what was there before.
+  CHECK(SameBytes(RunAt(*model, pack, {.quality = Quality::kFast}, &again), at_fast));
+  CHECK(again == fast);
+}
+
+TEST_CASE("An exact sequence keeps its bytes beside fast ones at every budget",
+          "[model][tiers][quality]") {
+  for (const char* name : {"olmoe", "qwen3_moe", "qwen2_moe"}) {
+    const TestPack pack(name);
+    const std::vector<float> expected = Resident(pack);
+    for (const bool cache : {true, false}) {
+      TierOptions tiers;
+      tiers.cache = cache;
+      tiers.quality = Quality::kFast;
+      const auto model = pack.Load(tiers);
+      const Budgets budgets(model.get());
+      ExpertCounts theirs_counts;
+      for (const double share : {0.0, 0.3, 0.7}) {
+        INFO(name << ", " << share << ", cache " << cache);
+        REQUIRE(model->SetMemoryBudget(budgets.At(share)).has_value());
+        TestSequence ours(0, 16);
+        std::vector<TestSequence> theirs;
+        for (int i = 0; i < 3; ++i) theirs.emplace_back(16 + 8 * i, 8);
+        std::vector<int32_t> their_tokens;
+        for (int t = 0; t < 128; ++t) their_tokens.push_back((t * 7 + 5) % pack.golden.vocab);
+        std::vector<float> logits;
+        for (size_t done = 0; done < pack.tokens.size();) {
+          const size_t count = done == 0 ? pack.golden.prompt.size() : 1;
+          std::vector<SequenceChunk> chunks;
+          chunks.push_back(
+              ours.Chunk(std::span(pack.tokens).subspan(done, count), LogitRows::kAll));
+          for (int i = 0; i < 3; ++i) {
+            const int from = theirs[i].position;
+            if (from >= 128) continue;
+            chunks.push_back(
+                theirs[i].Chunk(std::span(their_tokens).subspan(from, 1), LogitRows::kLast));
+            chunks.back().stream = i;
+            chunks.back().quality = {.quality = i == 2 ? Quality::kBalanced : Quality::kFast,
+                                     .prune_ratio = i == 1 ? 0.5f : 0.0f};
+          }
+          const auto rows = model->Forward(chunks);
+          const auto counts = model->chunk_experts();
+          REQUIRE(counts.size() == chunks.size());
+          CHECK(counts[0].degraded + counts[0].skipped == 0);
+          for (size_t i = 1; i < counts.size(); ++i) theirs_counts += counts[i];
+          const auto vocab = static_cast<size_t>(pack.golden.vocab);
+          logits.insert(logits.end(), rows.begin(),
+                        rows.begin() + static_cast<ptrdiff_t>(count * vocab));
+          done += count;
+        }
+        CHECK(SameBytes(logits, expected));
+      }
+      CHECK(theirs_counts.degraded > 0);
+      CHECK(theirs_counts.skipped > 0);
     }
   }
 }

@@ -145,9 +145,14 @@ TEST_CASE("A completion field of a wrong type or range is refused by name", "[op
       {"suffix", "end", nullptr},
       {"stream_options", {{"include_usage", true}}, nullptr},  // without stream
       {"sluice", "exact", nullptr},
-      {"sluice", {{"quality", "fast"}}, "sluice.quality"},
+      {"sluice", {{"quality", "best"}}, "sluice.quality"},
+      {"sluice", {{"quality", ""}}, "sluice.quality"},
       {"sluice", {{"quality", 1}}, "sluice.quality"},
-      {"sluice", {{"experts_per_token", 2}}, "sluice.experts_per_token"},
+      {"sluice", {{"experts_per_token", 0}}, "sluice.experts_per_token"},
+      {"sluice", {{"expert_mass", 1.5}}, "sluice.expert_mass"},
+      {"sluice", {{"expert_mass", "all"}}, "sluice.expert_mass"},
+      {"sluice", {{"expert_prune", -0.1}}, "sluice.expert_prune"},
+      {"sluice", {{"speed", 2}}, "sluice.speed"},
   };
   for (const BadField& row : table) {
     CAPTURE(row.field, row.value.dump());
@@ -158,6 +163,23 @@ TEST_CASE("A completion field of a wrong type or range is refused by name", "[op
     CHECK(request.error().param == (row.param ? row.param : row.field));
     CHECK(!request.error().message.empty());
   }
+}
+
+TEST_CASE("A request names its quality, or leaves it to the server", "[openai]") {
+  const auto plain = ParseCompletion(R"({"prompt": "a"})");
+  REQUIRE(plain);
+  CHECK(!plain->generation.quality);
+  CHECK(!plain->generation.expert_mass);
+  const auto named = ParseCompletion(
+      R"({"prompt": "a", "sluice": {"quality": "fast", "expert_mass": 0.75, "expert_prune": 0.25,
+          "experts_per_token": 3}})");
+  REQUIRE(named);
+  CHECK(named->generation.quality == sluice::Quality::kFast);
+  CHECK(named->generation.expert_mass == 0.75f);
+  CHECK(named->generation.expert_prune == 0.25f);
+  CHECK(named->generation.experts_per_token == 3);
+  CHECK(ParseCompletion(R"({"prompt": "a", "sluice": {"quality": "exact"}})")->generation.quality ==
+        sluice::Quality::kExact);
 }
 
 TEST_CASE("Null means absent in optional fields", "[openai]") {

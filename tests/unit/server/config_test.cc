@@ -86,6 +86,10 @@ TEST_CASE("A wrong type or range names the key, the file and the line", "[config
   }
   CHECK(Contains(ErrorOf("[log]\nlevel = \"loud\"\n"), "one of debug, info"));
   CHECK(Contains(ErrorOf("[model]\nkv_dtype = \"q4\"\n"), "one of auto, f32, f16, bf16, q8"));
+  CHECK(Contains(ErrorOf("[experts]\nquality = \"best\"\n"), "one of exact, balanced, fast"));
+  CHECK(Contains(ErrorOf("[experts]\nexpert_mass = 1.01\n"), "a number from 0 to 1"));
+  CHECK(Contains(ErrorOf("[experts]\nexpert_mass = \"1\"\n"), "a number from 0 to 1"));
+  CHECK(ErrorOf("[experts]\nexpert_mass = 1\nexpert_prune = 0.25\n").empty());
   CHECK(Contains(ErrorOf("[metrics]\ncompat = [\"statsd\"]\n"), "vllm, llamacpp"));
   CHECK(ErrorOf("[server\n").starts_with("t.toml:1"));
   CHECK(ErrorOf("[server]\nport = 1\nport = 2\n").starts_with("t.toml:3"));
@@ -96,6 +100,21 @@ TEST_CASE("A wrong flag value names the flag", "[config]") {
   const auto config = LoadConfigText("", "", flags);
   REQUIRE(!config.has_value());
   CHECK(config.error().message.starts_with("--port: expected an integer from 0 to 65535"));
+}
+
+TEST_CASE("Numbers with a fraction come from flags, and go back as they came", "[config]") {
+  const Setting* const mass = FindSetting("experts.expert_mass");
+  const auto config = LoadConfigText("", "", std::vector<CommandLineValue>{{mass, "0.375"}});
+  REQUIRE(config.has_value());
+  CHECK(config->values.experts.expert_mass == 0.375);
+  CHECK(ValueText(*mass, config->values) == "0.375");
+  CHECK(ValueText(*mass, Config{}) == "1");
+  for (const char* text : {"", "x", "0.5x", "nan", "-1", "2"}) {
+    CAPTURE(text);
+    const auto wrong = LoadConfigText("", "", std::vector<CommandLineValue>{{mass, text}});
+    REQUIRE(!wrong.has_value());
+    CHECK(wrong.error().message.starts_with("--expert-mass: expected a number from 0 to 1"));
+  }
 }
 
 TEST_CASE("A configuration file that is not there is refused with its name", "[config]") {

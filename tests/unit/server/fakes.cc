@@ -142,7 +142,7 @@ std::shared_ptr<OutputSink> FakeEngine::Sink(RequestId id) const {
 }
 
 void FakeEngine::Token(RequestId id, int32_t token, float logprob, std::vector<TokenLogprob> top) {
-  if (const auto sink = Sink(id)) sink->OnToken({token, logprob, std::move(top)});
+  if (const auto sink = Sink(id)) sink->OnToken({token, logprob, std::move(top), experts});
 }
 
 void FakeEngine::Say(RequestId id, std::string_view text) {
@@ -165,7 +165,11 @@ void FakeEngine::End(RequestId id, FinishReason reason, Error error) {
     std::lock_guard lock(mutex_);
     sink = std::exchange(sequences_.at(id).sink, nullptr);
   }
-  if (sink) sink->OnFinish({.reason = reason, .usage = {}, .error = std::move(error)});
+  if (sink) {
+    Usage usage;
+    usage.experts = experts;
+    sink->OnFinish({.reason = reason, .usage = usage, .error = std::move(error)});
+  }
 }
 
 bool FakeEngine::WaitForSubmissions(size_t count) {

@@ -45,6 +45,8 @@ class FakeEngine final : public Engine {
   std::function<Result<void>(const GenerationRequest&)> admit;
   // Called from Submit after the sequence is recorded, outside the lock.
   std::function<void(FakeEngine&, RequestId)> on_submit;
+  // What every token and end says of experts.
+  ExpertCounts experts;
   // What SetMemoryBudget does; empty: what a model without tiers answers.
   std::function<void(uint64_t bytes, std::function<void(Result<>)> done)> on_budget;
 

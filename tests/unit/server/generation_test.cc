@@ -50,6 +50,28 @@ std::string Joined(const std::vector<std::string>& events, std::string* last_fin
 
 }  // namespace
 
+TEST_CASE("A request's quality reaches the engine, and its usage says what was degraded", "[api]") {
+  TestServer server;
+  Script(server, "ab");
+  server.engine().experts = {40, 7, 3};
+  const json plain = Complete(server, {{"prompt", "x"}});
+  CHECK(server.engine().request(1).quality == QualitySettings{});
+  CHECK(plain["usage"]["sluice"]["quality"] == "exact");
+  const json body = Complete(
+      server, {{"prompt", "x"}, {"sluice", {{"quality", "fast"}, {"experts_per_token", 2}}}});
+  CHECK(server.engine().request(2).quality ==
+        QualitySettings{.quality = Quality::kFast, .experts_per_token = 2});
+  CHECK(body["usage"]["sluice"] == json({{"quality", "fast"},
+                                         {"expert_assignments", 40},
+                                         {"degraded_assignments", 7},
+                                         {"skipped_assignments", 3}}));
+  // A stop string ends the text before the engine ends the sequence: what is known by then counts.
+  const json stopped =
+      Complete(server, {{"prompt", "x"}, {"stop", "b"}, {"sluice", {{"quality", "balanced"}}}});
+  CHECK(stopped["usage"]["sluice"]["quality"] == "balanced");
+  CHECK(stopped["usage"]["sluice"]["degraded_assignments"] == 7);
+}
+
 TEST_CASE("A completion has its text, its reason and its counts", "[api]") {
   TestServer server;
   Script(server, "world", FinishReason::kStop);

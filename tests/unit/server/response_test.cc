@@ -87,7 +87,8 @@ TEST_CASE("A completion body has every member that clients parse", "[openai]") {
   ChoiceDelta choice;
   choice.text = "hello";
   choice.finish_reason = "length";
-  const json body = json::parse(CompletionBody(kIdentity, std::vector{choice}, {3, 5, 2}));
+  const json body = json::parse(CompletionBody(kIdentity, std::vector{choice},
+                                               {3, 5, 2, sluice::Quality::kFast, {40, 7, 3}}));
   CHECK(body["id"] == "cmpl-1");
   CHECK(body["object"] == "text_completion");
   CHECK(body["created"] == 1700000000);
@@ -98,7 +99,12 @@ TEST_CASE("A completion body has every member that clients parse", "[openai]") {
   CHECK(body["usage"] == json({{"prompt_tokens", 3},
                                {"completion_tokens", 5},
                                {"total_tokens", 8},
-                               {"prompt_tokens_details", {{"cached_tokens", 2}}}}));
+                               {"prompt_tokens_details", {{"cached_tokens", 2}}},
+                               {"sluice",
+                                {{"quality", "fast"},
+                                 {"expert_assignments", 40},
+                                 {"degraded_assignments", 7},
+                                 {"skipped_assignments", 3}}}}));
 }
 
 TEST_CASE("Chat chunks start with the role and end with an empty delta", "[openai]") {
