@@ -130,7 +130,9 @@ Result<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::filesystem::
   }
   std::FILE* file = std::fopen(path.c_str(), "wbe");
   const std::string header = trace_wire::EncodeHeader(model);
-  if (file == nullptr || std::fwrite(header.data(), 1, header.size(), file) != header.size()) {
+  // Flushed: the file is a trace before the first step is in it.
+  if (file == nullptr || std::fwrite(header.data(), 1, header.size(), file) != header.size() ||
+      std::fflush(file) != 0) {
     const int error = errno;
     if (file != nullptr) std::fclose(file);
     return IoError("cannot write the trace " + path.string() + ": " + std::strerror(error));

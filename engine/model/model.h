@@ -71,6 +71,9 @@ struct ModelOptions {
   // Packs only. False: no weight is read, so that what a model would take is known at once:
   // footprint() and memory() are those of the whole model. Forward must not be called.
   bool read_weights = true;
+  // Resident bytes that the process will take besides what it takes when the model is loaded; they
+  // count in the budget.
+  uint64_t later_bytes = 0;
   QualityRules quality_rules = DefaultQualityRules();
   // Called with fractions in [0, 1] while weights load; may be empty.
   std::function<void(double)> progress;

@@ -77,7 +77,8 @@ Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
                                                    std::unique_ptr<Backend> backend,
                                                    ModelWeights weights) {
   ReturnFreeMemory();
-  uint64_t resident_bytes = ResidentBytes();  // all but what is allocated from here on
+  // All but what is allocated from here on.
+  uint64_t resident_bytes = ResidentBytes() + options.later_bytes;
   if (!options.read_weights) resident_bytes += weights.dense_bytes;  // once they are read
   auto cache = PagedKvCache::Create(backend.get(), config, *options.kv_dtype, options.kv_blocks);
   if (!cache) return cache.error();
