@@ -130,9 +130,9 @@ Result<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::filesystem::
   }
   std::FILE* file = std::fopen(path.c_str(), "wbe");
   const std::string header = trace_wire::EncodeHeader(model);
-  // Flushed: the file is a trace before the first step is in it.
+  // One that others read while it grows is a trace before its first step.
   if (file == nullptr || std::fwrite(header.data(), 1, header.size(), file) != header.size() ||
-      std::fflush(file) != 0) {
+      (options.flush_seconds > 0 && std::fflush(file) != 0)) {
     const int error = errno;
     if (file != nullptr) std::fclose(file);
     return IoError("cannot write the trace " + path.string() + ": " + std::strerror(error));

@@ -1,5 +1,7 @@
 """--state-dir: what a stopped server knew is there after its restart, and only for the same pack and settings."""
 
+import time
+
 import httpx
 
 from conftest import metric, running
@@ -23,6 +25,10 @@ def test_the_prefix_cache_survives_a_restart(tmp_path):
     file = tmp_path / "state" / "engine.state"
     assert file.stat().st_mode & 0o777 == 0o600
     with running(*state) as server:
+        # The engine takes the state while the server is ready already; requests wait for it.
+        deadline = time.monotonic() + 30
+        while metric(server.url, "sluice_kv_blocks_cached") == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert metric(server.url, "sluice_kv_blocks_cached") > 0
         choices, cached, _ = complete(server.url)
         assert choices == expected and cached == (tokens - 1) // 16 * 16
