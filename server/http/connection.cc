@@ -176,10 +176,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::awaitable<void> Run();
   asio::awaitable<void> Refuse();
   void Wake();
-  // Nanoseconds of Clock since which nothing of a request has come; 0: a request is being read or
-  // served. From any thread.
+  // Nanoseconds of Clock since which the connection waits for a request or for the rest of its
+  // head; 0: a request is being served. From any thread.
   int64_t idle_since() const { return idle_since_.load(); }
-  // Closes the connection if it still waits for its next request.
+  // Closes the connection if it still waits.
   void CloseIfIdle();
 
  private:
@@ -222,7 +222,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool watching_ = false;
   bool stop_watching_ = false;
   bool client_gone_ = false;
-  bool waiting_ = false;  // for the first byte of a request
+  bool waiting_ = false;  // for a request or the rest of its head
   std::atomic<int64_t> idle_since_ = 0;
 };
 
@@ -494,19 +494,21 @@ asio::awaitable<Connection::Next> Connection::ServeOne() {
   parser.header_limit(static_cast<uint32_t>(options.header_limit_bytes));
   parser.body_limit(boost::none);  // checked below, after the handler has had its say
 
+  const auto now = [] { return Clock::now().time_since_epoch().count(); };
+  waiting_ = true;
+  idle_since_ = now();
   if (buffer_.size() == 0) {
     Arm(options.idle_timeout, true);
-    waiting_ = true;
-    idle_since_ = Clock::now().time_since_epoch().count();
     auto [error, bytes] = co_await socket_.async_read_some(buffer_.prepare(kReadBytes), kAwait);
-    idle_since_ = 0;
-    waiting_ = false;
     buffer_.commit(bytes);
     Disarm();
+    idle_since_ = error ? 0 : now();
     if (error) co_return Next::kClose;
   }
   Arm(options.read_timeout, true);
   auto [error, bytes] = co_await http::async_read_header(socket_, buffer_, parser, kAwait);
+  idle_since_ = 0;
+  waiting_ = false;
   HttpRequest request;
   Outcome outcome;
   if (error) {

@@ -7,7 +7,8 @@
 // that shuts down its sending side while it waits for an answer counts as gone. A client that does
 // not take 256 KiB of what it is sent in `write_timeout`, or whose machine is gone for so long, is
 // disconnected. When `max_connections` are open, a new one takes the place of the one that has
-// been idle longest; if none is, it is answered 503.
+// waited longest for a request or for the rest of a request's head; if none does, it is answered
+// 503.
 #pragma once
 
 #include <chrono>

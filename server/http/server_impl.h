@@ -62,7 +62,7 @@ void StartConnection(std::shared_ptr<HttpServer::Impl> server, boost::asio::ip::
                      bool too_many);
 // Wakes the connection so that it sees `aborting`.
 void WakeConnection(Connection& connection);
-// Closes the connection that has waited longest for its next request; false when none waits.
+// Closes the connection that has waited longest for a request; false when none waits.
 bool CloseIdlest(HttpServer::Impl& server);
 
 }  // namespace sluice

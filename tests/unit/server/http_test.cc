@@ -292,6 +292,20 @@ TEST_CASE("A new connection takes the place of the one that has been idle longes
   CHECK(busy.Read().status == 200);
 }
 
+TEST_CASE("Clients that never finish their requests do not keep others out", "[http]") {
+  auto setup = TestServer::DefaultSetup();
+  setup.http.max_connections = 2;
+  TestServer server(setup);
+  std::vector<std::unique_ptr<Client>> slow;
+  for (int i = 0; i < 2; ++i) {
+    slow.push_back(std::make_unique<Client>(server.port()));
+    REQUIRE(slow.back()->Ask("GET", "/health").status == 200);
+    slow.back()->Send("GET /health HTTP/1.1\r\nHos");
+  }
+  Client client(server.port());
+  CHECK(client.Ask("GET", "/health").status == 200);
+}
+
 TEST_CASE("Many more clients than connections come one after the other and all are served",
           "[http]") {
   auto setup = TestServer::DefaultSetup();
