@@ -27,6 +27,8 @@ double StepCost::Work(int position, int tokens) const {
 }
 
 int StepCost::Tokens(int position, double work) const {
+  // A prompt that had to go on by a token may have left less than nothing.
+  if (!(work > 0)) return 0;
   // Work is n (b + a n / 2): the positive root of a quadratic.
   const double a = attention_, b = 1 + attention_ * (position - 0.5);
   const double n = a > 0 ? (std::sqrt(b * b + 2 * a * work) - b) / a : work;

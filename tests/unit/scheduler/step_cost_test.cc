@@ -25,6 +25,16 @@ TEST_CASE("Work counts tokens and what they attend to, and turns back into token
   }
 }
 
+TEST_CASE("Less than no work is no token", "[scheduler][cost]") {
+  for (const double attention : {0.0, 0.005, 0.5, 5.0}) {
+    const StepCost cost(attention);
+    for (const double work : {0.0, -0.5, -1e3, -1e9}) {
+      CHECK(cost.Tokens(0, work) == 0);
+      CHECK(cost.Tokens(100000, work) == 0);
+    }
+  }
+}
+
 TEST_CASE("Before anything was seen a prompt gets one token beside decodes", "[scheduler][cost]") {
   const StepCost cost;
   CHECK(cost.PromptWork(1, 0.25, false) == 1);
