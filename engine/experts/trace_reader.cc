@@ -1,4 +1,6 @@
-#include <limits>
+#include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "engine/base/file.h"
 #include "engine/experts/trace_wire.h"
@@ -41,7 +43,7 @@ Result<TraceModel> ReadHeader(std::span<const std::byte> file, size_t* bytes) {
   const uint32_t name_bytes = cursor.GetU32();
   if (!cursor.ok() || layers < 1 || layers > trace_wire::kMaxLayers || experts < 1 ||
       experts > trace_wire::kMaxExpertsPerLayer || chosen < 1 || chosen > experts ||
-      uint64_t{layers} * experts > std::numeric_limits<int32_t>::max() ||
+      uint64_t{layers} * experts > uint64_t{trace_wire::kMaxExperts} ||
       name_bytes > trace_wire::kMaxNameBytes) {
     return CorruptAt(cursor.at(), "the model's shape is impossible");
   }
@@ -60,15 +62,32 @@ Result<TraceModel> ReadHeader(std::span<const std::byte> file, size_t* bytes) {
     if (size > (uint64_t{1} << 40)) return CorruptAt(cursor.at(), "an expert's size is impossible");
     model.expert_bytes.push_back(size);
   }
+  if (std::all_of(model.expert_bytes.begin(), model.expert_bytes.end(),
+                  [](uint64_t size) { return size == 0; })) {
+    return CorruptAt(cursor.at(), "no expert has any bytes");
+  }
   *bytes = header_bytes;
   return model;
 }
 
+// Which experts a token chose, one token after the other.
+class Choices {
+ public:
+  explicit Choices(int experts) : chosen_by_(static_cast<size_t>(experts), 0) {}
+  void NextToken() { ++token_; }
+  // False: the token chose it before.
+  bool Add(uint64_t expert) { return std::exchange(chosen_by_[expert], token_) != token_; }
+
+ private:
+  std::vector<uint64_t> chosen_by_;  // the last token that did
+  uint64_t token_ = 0;
+};
+
 // One frame's records, appended to the trace.
 class FrameReader {
  public:
-  FrameReader(std::span<const std::byte> payload, size_t offset, Trace* trace)
-      : cursor_(payload), offset_(offset), trace_(trace) {}
+  FrameReader(std::span<const std::byte> payload, size_t offset, Choices* choices, Trace* trace)
+      : cursor_(payload), offset_(offset), choices_(choices), trace_(trace) {}
 
   Result<void> Read() {
     bool step_open = false;
@@ -140,11 +159,8 @@ class FrameReader {
       if (expert >= static_cast<uint64_t>(model.space.experts_per_layer)) {
         return "an expert that does not exist";
       }
-      for (uint64_t j = 1; j <= i % k; ++j) {
-        if (trace_->ids[trace_->ids.size() - j] == static_cast<int32_t>(expert)) {
-          return "an expert that a token chose twice";
-        }
-      }
+      if (i % k == 0) choices_->NextToken();
+      if (!choices_->Add(expert)) return "an expert that a token chose twice";
       trace_->ids.push_back(static_cast<int32_t>(expert));
       trace_->weights.push_back(cursor_.GetFraction());
     }
@@ -186,6 +202,7 @@ class FrameReader {
 
   Cursor cursor_;
   size_t offset_;  // of the payload, for errors
+  Choices* choices_;
   Trace* trace_;
   Trace::Visit last_;  // of the open step; no tokens: none
 };
@@ -198,6 +215,7 @@ Result<Trace> ParseTrace(std::span<const std::byte> file) {
   if (!model) return model.error();
   Trace trace;
   trace.model = std::move(*model);
+  Choices choices(trace.model.space.experts_per_layer);
   while (at < file.size()) {
     Cursor cursor(file.subspan(at));
     const uint32_t bytes = cursor.GetU32();
@@ -215,7 +233,9 @@ Result<Trace> ParseTrace(std::span<const std::byte> file) {
       return CorruptAt(at, "a frame does not have its checksum");
     }
     at += trace_wire::kFrameHeaderBytes;
-    if (Result<void> read = FrameReader(payload, at, &trace).Read(); !read) return read.error();
+    if (Result<void> read = FrameReader(payload, at, &choices, &trace).Read(); !read) {
+      return read.error();
+    }
     at += bytes;
   }
   return trace;

@@ -18,6 +18,7 @@ inline constexpr uint32_t kMaxHeaderBytes = 16U << 20;
 inline constexpr uint32_t kMaxFrameBytes = 64U << 20;
 inline constexpr int kMaxLayers = 4096;
 inline constexpr int kMaxExpertsPerLayer = 65536;
+inline constexpr int kMaxExperts = 1 << 20;  // of all layers: replays keep some fifty bytes of each
 inline constexpr size_t kMaxNameBytes = 4096;
 
 enum Record : uint8_t {

@@ -119,8 +119,9 @@ Result<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::filesystem::
                                                          const TraceWriterOptions& options) {
   const ExpertSpace space = model.space;
   if (space.layers < 1 || space.layers > trace_wire::kMaxLayers || space.experts_per_layer < 1 ||
-      space.experts_per_layer > trace_wire::kMaxExpertsPerLayer || model.experts_per_token < 1 ||
-      model.experts_per_token > space.experts_per_layer ||
+      space.experts_per_layer > trace_wire::kMaxExpertsPerLayer ||
+      int64_t{space.layers} * space.experts_per_layer > trace_wire::kMaxExperts ||
+      model.experts_per_token < 1 || model.experts_per_token > space.experts_per_layer ||
       model.name.size() > trace_wire::kMaxNameBytes ||
       (model.expert_bytes.size() != 1 &&
        model.expert_bytes.size() != static_cast<size_t>(space.size()))) {

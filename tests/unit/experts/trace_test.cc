@@ -203,6 +203,19 @@ TEST_CASE("Headers of impossible models are refused", "[trace]") {
   model = SmallModel();
   model.expert_bytes = {uint64_t{1} << 50};
   CHECK(refused(model));
+  // Nothing could be kept, or nothing would fit: a replay divides by the sum.
+  for (const std::vector<uint64_t>& sizes :
+       {std::vector<uint64_t>{0}, std::vector<uint64_t>(900, 0)}) {
+    model.expert_bytes = sizes;
+    CHECK(refused(model));
+  }
+  model.expert_bytes.back() = 1;
+  CHECK_FALSE(refused(model));
+  // A header of a hundred bytes must not make a replay take gigabytes.
+  model = SmallModel();
+  model.space = {4096, 65536};
+  CHECK(refused(model));
+  CHECK(TraceWriter::Create("/dev/null", model).error().code == ErrorCode::kInvalidArgument);
   CHECK(TraceWriter::Create("/nonexistent/trace", SmallModel()).error().code == ErrorCode::kIo);
   model = SmallModel();
   model.experts_per_token = 0;
