@@ -108,7 +108,8 @@ class ThreadedEngine final : public Engine {
     std::vector<Submission> submissions;
     std::vector<RequestId> cancels;
     std::vector<Budget> budgets;
-    core_.RestoreState();
+    const auto pulse = [this] { Pulse(); };
+    core_.RestoreState(pulse);
     for (bool stopping = false, busy = true; !stopping;) {
       {
         std::unique_lock<std::mutex> lock(mutex_);
@@ -139,7 +140,7 @@ class ThreadedEngine final : public Engine {
       Pulse();
     }
     core_.CancelAll();
-    core_.SaveState();
+    core_.SaveState(pulse);
   }
 
   const SteadyClock clock_;

@@ -238,10 +238,11 @@ void EngineCore::CancelAll() {
   for (RequestId id : ids) Cancel(id);
 }
 
-void EngineCore::RestoreState() {
+void EngineCore::RestoreState(const std::function<void()>& progress) {
   if (options_.state_file.empty()) return;
-  const Result<int> blocks =
-      ReadSavedState({options_.state_file, options_.state_identity}, &scheduler_, model_);
+  const Result<int> blocks = ReadSavedState(
+      {.file = options_.state_file, .identity = options_.state_identity, .progress = progress},
+      &scheduler_, model_);
   Publish();
   if (!options_.state_log) return;
   options_.state_log(blocks ? "took " + std::to_string(*blocks) +
@@ -250,10 +251,11 @@ void EngineCore::RestoreState() {
                             : "begins cold: " + blocks.error().message);
 }
 
-void EngineCore::SaveState() const {
+void EngineCore::SaveState(const std::function<void()>& progress) const {
   if (options_.state_file.empty()) return;
-  const Result<int> blocks =
-      WriteSavedState({options_.state_file, options_.state_identity}, scheduler_, *model_);
+  const Result<int> blocks = WriteSavedState(
+      {.file = options_.state_file, .identity = options_.state_identity, .progress = progress},
+      scheduler_, *model_);
   if (!options_.state_log) return;
   options_.state_log(blocks ? "kept " + std::to_string(*blocks) +
                                   " KV blocks and the heat of experts in " +

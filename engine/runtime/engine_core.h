@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -49,8 +50,9 @@ class EngineCore {
   void Cancel(RequestId id);
   void CancelAll();
   // EngineOptions::state_file: before the first Add, and when nothing is unfinished.
-  void RestoreState();
-  void SaveState() const;
+  // `progress`, which may be empty, is called again and again on the way.
+  void RestoreState(const std::function<void()>& progress = {});
+  void SaveState(const std::function<void()>& progress = {}) const;
   // Runs one step; false when there was nothing to run.
   bool Step();
   // When Step had nothing to run: the model's work between steps (Model::Background).

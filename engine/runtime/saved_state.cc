@@ -162,6 +162,7 @@ Result<int> WriteSavedState(const SavedStateOptions& options, const Scheduler& s
     record.insert(record.end(), values.begin(), values.end());
     Append(&record, Checksum(record));
     if (!file.Write(record)) return file.error();
+    if (options.progress) options.progress();
     record_of[static_cast<size_t>(block)] = static_cast<int64_t>(i);
   }
   if (!file.Finish()) return file.error();
@@ -205,6 +206,7 @@ Result<int> ReadSavedState(const SavedStateOptions& options, Scheduler* schedule
   }
   std::vector<std::byte> record(record_bytes);
   const auto read_record = [&](uint64_t i) -> Result<> {
+    if (options.progress) options.progress();
     if (auto read = file->ReadAt(records_at + i * record_bytes, record); !read) return read.error();
     const auto content = std::span(record).first(record_bytes - kChecksumBytes);
     uint64_t checksum = 0;
@@ -222,7 +224,11 @@ Result<int> ReadSavedState(const SavedStateOptions& options, Scheduler* schedule
   }
   std::vector<float> heat(static_cast<size_t>(experts));
   Reader heats(counted.subspan(8));
-  for (float& each : heat) each = heats.Take<float>();
+  for (float& each : heat) {
+    each = heats.Take<float>();
+    // Experts are sorted by it.
+    if (!(each >= 0)) return Corrupt(options.file, "an expert's heat is no number from 0 up");
+  }
   model->WarmExperts(heat);
   std::vector<int32_t> block_of;
   std::vector<int32_t> tokens(static_cast<size_t>(kKvBlockTokens));

@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 
 #include "engine/base/result.h"
@@ -26,6 +27,9 @@ struct SavedStateOptions {
   std::filesystem::path file;               // empty: no state is kept
   std::string identity;                     // of all that decides what KvBlocks hold, beside tokens
   uint64_t most_bytes = uint64_t{1} << 30;  // of blocks; the least recently used are left out
+  // Called after every block that was read or written: a card takes a minute for a gigabyte, and
+  // whoever watches the thread must see that it lives. May be empty.
+  std::function<void()> progress = {};
 };
 
 // Writes blocks of exact sequences (prefix key 0) and the heat. Blocks written. Errors: kIo,

@@ -1,7 +1,10 @@
 #include "engine/runtime/saved_state.h"
 
+#include <cstring>
 #include <fstream>
+#include <limits>
 
+#include "engine/formats/pack_wire.h"
 #include "tests/support/catch.h"
 #include "tests/support/scratch_directory.h"
 #include "tests/unit/runtime/core_harness.h"
@@ -129,6 +132,55 @@ TEST_CASE("Any damaged byte and any truncation is as good as no file", "[runtime
   Run longer(damaged);
   CHECK(longer.h.core.Stats().kv_blocks_cached == 0);
   CHECK(longer.Ask(40) == 0);
+}
+
+TEST_CASE("Whoever watches sees every block being kept and restored", "[runtime][prefix][state]") {
+  const ScratchDirectory directory;
+  const fs::path file = directory.path() / "kv";
+  int calls = 0;
+  const auto count = [&] { ++calls; };
+  {
+    Run run(file);
+    run.Ask(70);
+    run.h.core.SaveState(count);
+    CHECK(calls == 4);
+  }
+  calls = 0;
+  FakeModel model(FakeModelOptions{});
+  EngineOptions options;
+  options.state_file = file;
+  options.state_identity = "pack";
+  ManualClock clock;
+  EngineCore core(&model, options, &clock);
+  core.RestoreState(count);
+  CHECK(core.Stats().kv_blocks_cached == 4);
+  CHECK(calls >= 4);
+}
+
+TEST_CASE("Heat that is no number is refused, with all of the file", "[runtime][prefix][state]") {
+  const ScratchDirectory directory;
+  const fs::path file = directory.path() / "kv";
+  for (const float heat : {0.0f, 3.5f, -1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+    CAPTURE(heat);
+    {
+      Run run(file);
+      run.Ask(40);
+      run.h.core.SaveState();
+    }
+    // The fake model has no experts: its section is the count 0 and a checksum.
+    std::string bytes = Content(file);
+    const size_t at = 8 + 4 + 4 + 8 + 8 + 4 + 4 + 8;  // behind the head with the identity "pack"
+    std::string section(8 + 4, '\0');
+    section[0] = 1;
+    std::memcpy(section.data() + 8, &heat, sizeof(heat));
+    const uint64_t sum = pack_wire::Checksum(std::as_bytes(std::span(section)));
+    section.append(reinterpret_cast<const char*>(&sum), sizeof(sum));
+    bytes.replace(at, 16, section);
+    Write(file, bytes);
+    Run again(file);
+    CHECK(again.h.core.Stats().kv_blocks_cached == (heat >= 0 ? 2 : 0));
+    CHECK((again.said.find("heat is no number") != std::string::npos) == !(heat >= 0));
+  }
 }
 
 TEST_CASE("A directory that cannot be written leaves the old file", "[runtime][prefix][state]") {
