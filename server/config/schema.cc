@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdio>
 
+#include "engine/base/utf8.h"
+
 namespace sluice {
 namespace {
 
@@ -506,11 +508,18 @@ bool Allowed(const Setting& setting, std::string_view value) {
          std::find(setting.choices.begin(), setting.choices.end(), value) != setting.choices.end();
 }
 
+// As TOML and JSON both spell it. What is no UTF-8 neither can spell: U+FFFD stands for it.
 std::string Quoted(std::string_view text) {
   std::string out = "\"";
-  for (const char c : text) {
+  for (const char c : ReplaceInvalidUtf8(text)) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+      char escape[8];
+      std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(c));
+      out += escape;
+      continue;
+    }
     if (c == '"' || c == '\\') out += '\\';
-    out += static_cast<unsigned char>(c) < 0x20 ? '?' : c;
+    out += c;
   }
   return out + '"';
 }

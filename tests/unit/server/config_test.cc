@@ -161,6 +161,23 @@ TEST_CASE("The printed configuration says where values came from and reads back 
   CHECK(json["server.cors_origins"]["value"][0] == "https://a.example");
 }
 
+TEST_CASE("Values with odd characters are printed as TOML and JSON can spell them", "[config]") {
+  const auto printed = [](const std::string& value) {
+    const std::vector<CommandLineValue> flags = {{FindSetting("model.path"), value}};
+    const auto config = LoadConfigText("", "", flags);
+    REQUIRE(config.has_value());
+    const auto again = LoadConfigText(PrintConfig(*config), "again.toml", {});
+    REQUIRE(again.has_value());
+    const auto json = nlohmann::json::parse(PrintConfigJson(*config));
+    CHECK(json["model.path"]["value"] == again->values.model.path);
+    return again->values.model.path;
+  };
+  for (const char* value : {"a \"b\" \\ c", "tab\tline\nend\x7f\x01", "\xC3\xA9"}) {
+    CHECK(printed(value) == value);
+  }
+  CHECK(printed("not \xFF utf") == "not \xEF\xBF\xBD utf");
+}
+
 TEST_CASE("The example configuration is valid and shows the defaults", "[config]") {
   const auto config = LoadConfig(SLUICE_SOURCE_DIR "/config/sluice.toml", {});
   REQUIRE(config.has_value());
