@@ -10,9 +10,15 @@ Result<std::unique_ptr<ServedRouting>> ServedRouting::Create(const TraceModel& m
                                                              uint64_t limit_bytes) {
   std::unique_ptr<TraceTap> tap;
   if (!trace.empty()) {
-    std::error_code ignored;
-    if (std::filesystem::is_regular_file(trace, ignored)) {
-      std::filesystem::rename(trace, trace.string() + ".1", ignored);
+    std::error_code error;
+    const std::string before = trace.string() + ".1";
+    if (std::filesystem::is_regular_file(trace, error)) {
+      std::filesystem::rename(trace, before, error);
+      // Writing on would lose what was recorded before.
+      if (error) {
+        return IoError("cannot keep the trace " + trace.string() + " as " + before + ": " +
+                       error.message() + "; move it away or record under another name");
+      }
     }
     auto writer = TraceWriter::Create(trace, model,
                                       {.flush_seconds = kFlushSeconds, .limit_bytes = limit_bytes});
