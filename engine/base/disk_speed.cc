@@ -76,13 +76,14 @@ class DiskProbe {
   Result<> SmallReads(double* median_seconds) {
     std::vector<double> seconds;
     const double begin = Now();
-    while (seconds.size() < std::min(kSmallReads, std::max<size_t>(places_.size() / 2, 1)) &&
-           Now() - begin < options_.seconds * kSmallShare) {
+    // At least one: a busy machine may let all of the time pass before the first.
+    do {
       const double asked = Now();
       Submit(places_[places_.size() - 1 - seconds.size()], kSmallRead);
       if (Result<> read = Take(); !read) return read;
       seconds.push_back(Now() - asked);
-    }
+    } while (seconds.size() < std::min(kSmallReads, std::max<size_t>(places_.size() / 2, 1)) &&
+             Now() - begin < options_.seconds * kSmallShare);
     const auto middle = seconds.begin() + static_cast<ptrdiff_t>(seconds.size() / 2);
     std::nth_element(seconds.begin(), middle, seconds.end());
     *median_seconds = *middle;
