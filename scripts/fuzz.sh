@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-60}
 command -v clang++-14 >/dev/null || { echo "fuzz.sh: needs clang-14 and libclang-rt-14-dev" >&2; exit 1; }
 cmake --preset fuzz >/dev/null
-cmake --build build-fuzz
+cmake --build build-fuzz --target fuzzers
 mkdir -p build-fuzz/crashes
 status=0
 for target in build-fuzz/fuzz_*; do

@@ -21,6 +21,27 @@ void CheckRefusal(const ApiError& error) {
   SLUICE_CHECK(json["error"]["type"] == "invalid_request_error");
 }
 
+// What may be given up for speed, on a token whose gate is anything.
+void CheckQuality(const GenerationFields& fields) {
+  sluice::QualitySettings settings;
+  settings.quality = fields.quality.value_or(settings.quality);
+  settings.expert_mass = fields.expert_mass.value_or(settings.expert_mass);
+  settings.prune_ratio = fields.expert_prune.value_or(settings.prune_ratio);
+  settings.experts_per_token = fields.experts_per_token.value_or(settings.experts_per_token);
+  SLUICE_CHECK(settings.expert_mass >= 0 && settings.expert_mass <= 1);
+  SLUICE_CHECK(settings.prune_ratio >= 0 && settings.prune_ratio <= 1);
+  SLUICE_CHECK(settings.experts_per_token >= 0);
+  SLUICE_CHECK((sluice::QualityKey(settings) == 0) == settings.exact());
+  const float weights[] = {0.5f, 0.25f, 0.125f, 0.0625f};
+  int8_t bits[4];
+  sluice::GradeExperts(settings, sluice::DefaultQualityRules(), weights, bits);
+  SLUICE_CHECK(bits[0] >= 2);
+  for (const int8_t each : bits) {
+    SLUICE_CHECK(each == sluice::kDropped || each == sluice::kSkippable || each >= 2);
+    SLUICE_CHECK(each == sluice::kAllBits || !settings.exact());
+  }
+}
+
 void CheckGeneration(const GenerationFields& fields) {
   const sluice::SamplingParams& sampling = fields.sampling;
   SLUICE_CHECK(fields.n >= 1 && fields.n <= kMaxChoices);
@@ -35,6 +56,7 @@ void CheckGeneration(const GenerationFields& fields) {
   for (const auto& [id, bias] : sampling.logit_bias) {
     SLUICE_CHECK(id >= 0 && bias >= -100 && bias <= 100);
   }
+  CheckQuality(fields);
 }
 
 // The body itself, cut into tokens, as the text that a model might have generated.
