@@ -44,8 +44,9 @@ Result<> CheckOptions(const ModelOptions& options) {
     return InvalidArgument("the experts' precision must be 0 (all there is) or 2 to 8 bits, not " +
                            std::to_string(options.expert_bits));
   }
-  if (options.activation_bits != 8 && options.activation_bits != 16) {
-    return InvalidArgument("activation_bits must be 8 or 16, not " +
+  if (options.activation_bits != 8 && options.activation_bits != 16 &&
+      options.activation_bits != 24) {
+    return InvalidArgument("activation_bits must be 8, 16 or 24, not " +
                            std::to_string(options.activation_bits));
   }
   if (options.kv_blocks > INT32_MAX / kKvBlockTokens) {
@@ -130,7 +131,7 @@ Result<std::unique_ptr<Model>> Model::Load(const std::filesystem::path& path,
   ModelOptions resolved = options;
   if (resolved.threads == 0) resolved.threads = cpu::UsableCores();
   auto backend = std::make_unique<CpuBackend>(ops, resolved.threads, resolved.pin_threads,
-                                              resolved.activation_bits == 16);
+                                              resolved.activation_bits / 8);
   return LoadTransformer(path, std::move(resolved), std::move(backend));
 }
 

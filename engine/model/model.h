@@ -65,7 +65,8 @@ struct ModelOptions {
   ForwardObserver* observer = nullptr;
   // Packs only: routed experts at the highest precision up to this many bits; 0: all there is.
   int expert_bits = 0;
-  // Inputs of bit-nested matrices: 8 bits, or 16 for about 15 bits of them at twice the arithmetic.
+  // Inputs of bit-nested matrices: 8 bits, or 16 or 24 for about 15 or 22 bits of them at two or
+  // three times the arithmetic.
   int activation_bits = 8;
   TierOptions tiers;  // packs only
   // Packs only. False: no weight is read, so that what a model would take is known at once:

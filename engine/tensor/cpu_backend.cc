@@ -16,14 +16,29 @@ constexpr int64_t kSmallFloats = 16 << 10;  // below this, elementwise work stay
 
 size_t AlignLine(size_t bytes) { return AlignUp(bytes, 64); }
 
+// What rounding to 8 bits leaves of a row, taken as nested_pack_activations rounds
+// (NestedMatmulArgs).
+void Remainder(const float* value, int cols, float* remainder) {
+  for (int begin = 0; begin < cols; begin += kNestedUnitCols) {
+    const int end = std::min(cols, begin + kNestedUnitCols);
+    float peak = 0;
+    for (int k = begin; k < end; ++k) peak = std::max(peak, std::fabs(value[k]));
+    const float scale = peak / 127.0f;
+    for (int k = begin; k < end; ++k) {
+      const float q = scale > 0 ? std::nearbyintf(value[k] / scale) : 0.0f;
+      remainder[k] = std::fmaf(-scale, q, value[k]);
+    }
+  }
+}
+
 }  // namespace
 
-CpuBackend::CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, bool wide_activations)
+CpuBackend::CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, int activation_terms)
     : ops_(ops),
       pool_(threads, pin_threads),
-      wide_activations_(wide_activations),
+      terms_(activation_terms),
       shares_(static_cast<size_t>(threads)) {
-  SLUICE_CHECK(ops != nullptr);
+  SLUICE_CHECK(ops != nullptr && activation_terms >= 1 && activation_terms <= 3);
 }
 
 Result<DeviceBuffer> CpuBackend::Allocate(size_t bytes, const char* what) {
@@ -65,13 +80,13 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
       AlignUp(static_cast<size_t>(kTileTokens) * static_cast<size_t>(limits.max_cols), 16);
   const size_t nested_floats =
       AlignUp(cpu::NestedScratchBytes(std::max(limits.max_cols, mlp_width)), 64) / sizeof(float);
-  const size_t wide_floats =
-      wide_activations_
-          ? 2 * kTileTokens * static_cast<size_t>(std::max(limits.max_cols, mlp_width)) +
-                2 * chunk_floats
-          : 0;
+  const size_t term_floats =
+      terms_ > 1 ? static_cast<size_t>(terms_) *
+                       (kTileTokens * static_cast<size_t>(std::max(limits.max_cols, mlp_width)) +
+                        chunk_floats)
+                 : 0;
   const size_t worker_floats =
-      AlignUp(2 * chunk_floats + row_floats + normed_floats + nested_floats + wide_floats, 1024);
+      AlignUp(2 * chunk_floats + row_floats + normed_floats + nested_floats + term_floats, 1024);
   auto memory =
       Allocate(worker_floats * sizeof(float) * static_cast<size_t>(threads()), "worker scratch");
   if (!memory) return memory.error();
@@ -82,8 +97,8 @@ Result<> CpuBackend::Prepare(const WorkspaceLimits& limits) {
     float* row = base + 2 * chunk_floats;
     float* normed = row + row_floats;
     float* nested = normed + normed_floats;
-    float* wide = wide_activations_ ? nested + nested_floats : nullptr;
-    workers_.push_back({base, base + chunk_floats, row, normed, nested, wide});
+    float* terms = terms_ > 1 ? nested + nested_floats : nullptr;
+    workers_.push_back({base, base + chunk_floats, row, normed, nested, terms});
   }
   places_.reserve(limits.max_mlp_groups);
   tiles_.reserve(mlp_tiles);
@@ -100,7 +115,7 @@ size_t CpuBackend::workspace_bytes() const {
 
 size_t CpuBackend::ActivationBytes(ActivationForm form, int tokens, int cols) const {
   if (form == ActivationForm::kForNested) {
-    return ops_->nested_activation_bytes(wide_activations_ ? 2 * tokens : tokens, cols);
+    return ops_->nested_activation_bytes(terms_ * tokens, cols);
   }
   return ops_->activation_bytes(static_cast<DType>(form), tokens, cols);
 }
@@ -108,8 +123,8 @@ size_t CpuBackend::ActivationBytes(ActivationForm form, int tokens, int cols) co
 void CpuBackend::PackActivations(ActivationForm form, const float* x, ptrdiff_t x_stride,
                                  const int32_t* gather, int tokens, int cols, void* packed,
                                  Worker& worker) const {
-  if (form == ActivationForm::kForNested && wide_activations_) {
-    PackWide(x, x_stride, gather, tokens, cols, packed, worker);
+  if (form == ActivationForm::kForNested && terms_ > 1) {
+    PackTerms(x, x_stride, gather, tokens, cols, packed, worker);
   } else if (form == ActivationForm::kForNested) {
     ops_->nested_pack_activations(x, x_stride, gather, tokens, cols, packed);
   } else {
@@ -117,27 +132,19 @@ void CpuBackend::PackActivations(ActivationForm form, const float* x, ptrdiff_t 
   }
 }
 
-void CpuBackend::PackWide(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens,
-                          int cols, void* packed, Worker& worker) const {
-  float* values = worker.wide;
-  float* remainders = values + static_cast<ptrdiff_t>(tokens) * cols;
+void CpuBackend::PackTerms(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens,
+                           int cols, void* packed, Worker& worker) const {
+  float* values = worker.terms;
+  const ptrdiff_t term_floats = static_cast<ptrdiff_t>(tokens) * cols;
   for (int t = 0; t < tokens; ++t) {
     const float* row = x + (gather != nullptr ? gather[t] : t) * x_stride;
     std::memcpy(values + static_cast<ptrdiff_t>(t) * cols, row, sizeof(float) * cols);
-    float* remainder = remainders + static_cast<ptrdiff_t>(t) * cols;
-    // What nested_pack_activations rounds to (NestedMatmulArgs), taken from the value.
-    for (int begin = 0; begin < cols; begin += kNestedUnitCols) {
-      const int end = std::min(cols, begin + kNestedUnitCols);
-      float peak = 0;
-      for (int k = begin; k < end; ++k) peak = std::max(peak, std::fabs(row[k]));
-      const float scale = peak / 127.0f;
-      for (int k = begin; k < end; ++k) {
-        const float q = scale > 0 ? std::nearbyintf(row[k] / scale) : 0.0f;
-        remainder[k] = std::fmaf(-scale, q, row[k]);
-      }
-    }
   }
-  ops_->nested_pack_activations(values, cols, nullptr, 2 * tokens, cols, packed);
+  for (ptrdiff_t row = 0; row < static_cast<ptrdiff_t>(terms_ - 1) * tokens; ++row) {
+    const float* value = values + row * cols;
+    Remainder(value, cols, values + row * cols + term_floats);
+  }
+  ops_->nested_pack_activations(values, cols, nullptr, terms_ * tokens, cols, packed);
 }
 
 void CpuBackend::MatmulPanels(const Panels& panels, const Panels& next, const void* packed,
@@ -187,23 +194,26 @@ void CpuBackend::MatmulPanels(const Panels& panels, const Panels& next, const vo
       args.next[i] = next.matrix->nested.planes[i] + bytes * static_cast<size_t>(next.begin);
     }
   }
-  if (!wide_activations_) {
+  if (terms_ == 1) {
     ops_->nested_matmul(args);
     return;
   }
   float* products =
-      worker.wide +
-      2 * kTileTokens * static_cast<size_t>(std::max(limits_.max_cols, limits_.max_mlp_width));
-  args.tokens = 2 * tokens;
+      worker.terms + static_cast<size_t>(terms_) * kTileTokens *
+                         static_cast<size_t>(std::max(limits_.max_cols, limits_.max_mlp_width));
+  args.tokens = terms_ * tokens;
   args.bias = nullptr;
   args.y = products;
   args.y_stride = rows;
   ops_->nested_matmul(args);
   for (int t = 0; t < tokens; ++t) {
     const float* value = products + static_cast<ptrdiff_t>(t) * rows;
-    const float* remainder = value + static_cast<ptrdiff_t>(tokens) * rows;
     for (int r = 0; r < rows; ++r) {
-      y[t * y_stride + r] = value[r] + remainder[r] + (bias != nullptr ? bias[r] : 0.0f);
+      float sum = 0;  // the smallest first
+      for (ptrdiff_t term = terms_ - 1; term >= 0; --term) {
+        sum += value[term * tokens * rows + r];
+      }
+      y[t * y_stride + r] = sum + (bias != nullptr ? bias[r] : 0.0f);
     }
   }
 }

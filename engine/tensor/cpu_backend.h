@@ -19,10 +19,10 @@ namespace sluice {
 
 class CpuBackend final : public Backend {
  public:
-  // threads >= 1. `ops` must be a table that this CPU can run. `wide_activations`: inputs of
-  // bit-nested matrices are two 8-bit numbers (the value, then what rounding it left) instead of
-  // one: about 15 bits for twice the arithmetic.
-  CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, bool wide_activations = false);
+  // threads >= 1. `ops` must be a table that this CPU can run. `activation_terms`, 1 to 3:
+  // inputs of bit-nested matrices are so many 8-bit numbers (the value, then what rounding it left,
+  // and so on): 7 more bits for as much arithmetic again.
+  CpuBackend(const cpu::Ops* ops, int threads, bool pin_threads, int activation_terms = 1);
 
   const char* name() const override { return ops_->name; }
   int threads() const override { return pool_.threads(); }
@@ -80,8 +80,8 @@ class CpuBackend final : public Backend {
     float* row;     // [max row length]
     float* normed;  // [kTileTokens, max_cols]
     void* nested;   // scratch of nested_matmul
-    float* wide;    // [2 * kTileTokens, most columns], then products [2 * kTileTokens, chunk rows];
-                    // null without wide activations
+    float* terms;  // [terms * kTileTokens, most columns], then products [terms * kTileTokens, chunk
+                   // rows]; null with one term
   };
 
   // Calls f(worker, item) or f(worker, item, next) for item in [0, count); `next` is what this
@@ -100,9 +100,9 @@ class CpuBackend final : public Backend {
   void PackActivations(ActivationForm form, const float* x, ptrdiff_t x_stride,
                        const int32_t* gather, int tokens, int cols, void* packed,
                        Worker& worker) const;
-  // The same for bit-nested matrices with wide activations: rows [tokens], then their remainders.
-  void PackWide(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens, int cols,
-                void* packed, Worker& worker) const;
+  // The same for bit-nested matrices with several terms: rows [tokens], then their remainders.
+  void PackTerms(const float* x, ptrdiff_t x_stride, const int32_t* gather, int tokens, int cols,
+                 void* packed, Worker& worker) const;
   // Panels of a matrix; null: none.
   struct Panels {
     const PackedMatrix* matrix = nullptr;
@@ -125,7 +125,7 @@ class CpuBackend final : public Backend {
 
   const cpu::Ops* ops_;
   cpu::ThreadPool pool_;
-  const bool wide_activations_;
+  const int terms_;  // of an activation
   WorkspaceLimits limits_;
 
   // A worker's part of the items of a region.

@@ -202,7 +202,7 @@ void AddBench(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command
       ->add_option("--activation-bits", o.activation_bits,
-                   "Inputs of bit-nested weights: 8 or 16 bits")
+                   "Inputs of bit-nested weights: 8, 16 or 24 bits")
       ->capture_default_str();
   command
       ->add_option("--kv-dtype", arguments->kv_dtype,

@@ -276,7 +276,7 @@ void AddEval(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   command
       ->add_option("--activation-bits", arguments->activation_bits,
-                   "Inputs of bit-nested weights: 8 or 16 bits")
+                   "Inputs of bit-nested weights: 8, 16 or 24 bits")
       ->capture_default_str();
   command
       ->add_option("--kv-dtype", arguments->kv_dtype,

@@ -63,7 +63,7 @@ struct ExpertSettings {
 struct EngineSettings {
   int threads = 0;  // 0: the cores that the process may use
   std::string cpu_isa = "auto";
-  int activation_bits = 8;  // inputs of bit-nested matrices: 8 or 16
+  int activation_bits = 8;  // inputs of bit-nested matrices: 8, 16 or 24
   int max_queue = 256;
   int max_queue_tokens = 262144;
   int max_running = 64;

@@ -314,10 +314,10 @@ const std::array kSettings = {
             "--activation-bits",
             SLUICE_FIELD(engine.activation_bits),
             8,
-            16,
+            24,
             {},
-            "Precision of what bit-nested weights are multiplied with: 8, or 16 for more exact "
-            "results at up to twice the arithmetic."},
+            "Precision of what bit-nested weights are multiplied with: 8, or 16 or 24 for more "
+            "exact results at up to two or three times the arithmetic."},
     Setting{"engine",
             "max_queue",
             "--max-queue",

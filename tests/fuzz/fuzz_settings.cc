@@ -1,6 +1,6 @@
-// Any bytes as the TOML configuration, as values on the command line and as a file of API keys: each
-// is refused with a sentence or taken, and what is taken can be printed, as TOML that says the same
-// and as valid JSON. The input is the TOML, and behind a NUL lines "section.key=value" of the
+// Any bytes as the TOML configuration, as values on the command line and as a file of API keys:
+// each is refused with a sentence or taken, and what is taken can be printed, as TOML that says the
+// same and as valid JSON. The input is the TOML, and behind a NUL lines "section.key=value" of the
 // command line; the whole input is the file of keys, too.
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -52,9 +52,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto again = sluice::LoadConfigText(printed, "printed.toml", {});
   SLUICE_CHECK(again.has_value(), again ? "" : again.error().message);
   for (const sluice::Setting& setting : sluice::Settings()) {
-    SLUICE_CHECK(sluice::ValueText(setting, again->values) ==
-                     sluice::ValueText(setting, loaded->values),
-                 setting.name());
+    SLUICE_CHECK(
+        sluice::ValueText(setting, again->values) == sluice::ValueText(setting, loaded->values),
+        setting.name());
   }
   return 0;
 }

@@ -59,9 +59,9 @@ Matrix MakeMatrix(int rows, int cols, int bits, uint32_t seed) {
   return matrix;
 }
 
-std::unique_ptr<CpuBackend> MakeBackend(int threads, bool wide) {
+std::unique_ptr<CpuBackend> MakeBackend(int threads, int terms) {
   auto backend =
-      std::make_unique<CpuBackend>(cpu::SelectOps(cpu::Isa::kAuto), threads, false, wide);
+      std::make_unique<CpuBackend>(cpu::SelectOps(cpu::Isa::kAuto), threads, false, terms);
   WorkspaceLimits limits;
   limits.max_tokens = 200;
   limits.max_cols = 320;
@@ -113,20 +113,22 @@ std::vector<float> RunLinear(CpuBackend& backend, const Matrix& matrix, const st
 
 }  // namespace
 
-TEST_CASE("Linear with bit-nested weights is as exact as its activations are wide", "[tensor]") {
+TEST_CASE("Linear with bit-nested weights is as exact as its activations have terms", "[tensor]") {
   for (const int bits : {2, 3, 4, 5, 6, 8}) {
     const Matrix matrix = MakeMatrix(200, 300, bits, 7);
     const std::vector<float> bias = Values(200, 3);
     for (const int tokens : {1, 5, 64, 130}) {
       INFO(bits << " bits, " << tokens << " tokens");
       const std::vector<float> x = Values(static_cast<size_t>(tokens) * 300, 11);
-      const auto narrow = RunLinear(*MakeBackend(2, false), matrix, x, bias, tokens);
-      const auto wide = RunLinear(*MakeBackend(2, true), matrix, x, bias, tokens);
+      const auto narrow = RunLinear(*MakeBackend(2, 1), matrix, x, bias, tokens);
+      const auto wide = RunLinear(*MakeBackend(2, 2), matrix, x, bias, tokens);
       const double narrow_error = LinearError(narrow, x, matrix, bias, tokens);
       const double wide_error = LinearError(wide, x, matrix, bias, tokens);
       CHECK(narrow_error < 0.01);
       CHECK(wide_error < 1e-4);
       CHECK(wide_error < narrow_error / 20);
+      const auto widest = RunLinear(*MakeBackend(2, 3), matrix, x, bias, tokens);
+      CHECK(LinearError(widest, x, matrix, bias, tokens) < 5e-6);
     }
   }
 }
@@ -135,13 +137,13 @@ TEST_CASE("Bit-nested results are the same for every number of tokens and thread
   const Matrix matrix = MakeMatrix(200, 300, 4, 5);
   const std::vector<float> bias = Values(200, 3);
   const std::vector<float> x = Values(130 * 300, 11);
-  for (const bool wide : {false, true}) {
-    const auto all = RunLinear(*MakeBackend(1, wide), matrix, x, bias, 130);
-    CHECK(RunLinear(*MakeBackend(3, wide), matrix, x, bias, 130) == all);
+  for (const int terms : {1, 2, 3}) {
+    const auto all = RunLinear(*MakeBackend(1, terms), matrix, x, bias, 130);
+    CHECK(RunLinear(*MakeBackend(3, terms), matrix, x, bias, 130) == all);
     for (const int token : {0, 63, 64, 129}) {
-      INFO("token " << token << ", wide " << wide);
+      INFO("token " << token << ", terms " << terms);
       const std::vector<float> row(x.begin() + token * 300, x.begin() + (token + 1) * 300);
-      const auto alone = RunLinear(*MakeBackend(2, wide), matrix, row, bias, 1);
+      const auto alone = RunLinear(*MakeBackend(2, terms), matrix, row, bias, 1);
       CHECK(std::memcmp(alone.data(), all.data() + static_cast<ptrdiff_t>(token) * 200,
                         200 * sizeof(float)) == 0);
     }
@@ -150,7 +152,7 @@ TEST_CASE("Bit-nested results are the same for every number of tokens and thread
 
 TEST_CASE("Embedding rows of a bit-nested table are its dequantized rows", "[tensor]") {
   const Matrix matrix = MakeMatrix(100, 300, 6, 9);
-  const auto backend = MakeBackend(2, false);
+  const auto backend = MakeBackend(2, 1);
   const std::vector<int32_t> ids = {0, 99, 17, 16, 15};
   std::vector<float> out(ids.size() * 300);
   backend->Embed({.rows = {}, .packed = matrix.packed}, ids, out.data());
@@ -185,7 +187,7 @@ TEST_CASE("Mlp mixes bit-nested groups of several precisions", "[tensor]") {
     total += rows[g].size();
   }
   std::vector<float> y(total * hidden);
-  const auto backend = MakeBackend(2, true);
+  const auto backend = MakeBackend(2, 2);
   backend->Mlp(
       {.x = x.data(), .x_stride = hidden, .hidden = hidden, .groups = groups, .y = y.data()});
   size_t at = 0;
