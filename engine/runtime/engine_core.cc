@@ -44,6 +44,12 @@ double AttentionCost(const Model& model) {
   return rate * 2.0 * config.num_layers() * config.heads * config.head_dim / macs;
 }
 
+// Share of a layer's routed experts that a token uses; 0 without any.
+double ExpertTouch(const ModelConfig& config) {
+  const int experts = config.router.num_experts;
+  return experts > 0 ? static_cast<double>(config.router.experts_per_token) / experts : 0;
+}
+
 SchedulerOptions ForScheduler(const EngineOptions& options, const Model& loaded) {
   const ModelOptions& model = loaded.options();
   SchedulerOptions s;
@@ -58,6 +64,7 @@ SchedulerOptions ForScheduler(const EngineOptions& options, const Model& loaded)
   s.prefix_cache = options.prefix_cache;
   s.max_decode_stall_seconds = options.max_decode_stall_seconds;
   s.attention_cost = AttentionCost(loaded);
+  s.expert_touch = ExpertTouch(loaded.config());
   return s;
 }
 

@@ -20,7 +20,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
       pool_(options.kv_blocks),
       index_(options.kv_blocks, options.block_tokens),
-      cost_(options.attention_cost) {
+      cost_(options.attention_cost, options.expert_touch) {
   SLUICE_CHECK(options.block_tokens > 0 && options.prefill_chunk > 0);
   SLUICE_CHECK(options.max_running > 0 && options.max_running <= options.max_batch_tokens,
                "every running sequence must be able to decode in one step");

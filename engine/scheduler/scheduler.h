@@ -115,6 +115,7 @@ struct SchedulerOptions {
   // What prompts may add to a step in which somebody decodes; 0: anything.
   double max_decode_stall_seconds = 0;
   double attention_cost = 0;  // StepCost's `attention`
+  double expert_touch = 0;    // StepCost's `touch`
 };
 
 struct PrefixCacheStats {

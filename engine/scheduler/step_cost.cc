@@ -14,12 +14,16 @@ constexpr double kFaster = 0.2;
 // A step this many times slower than expected says that all sizes are: the disk or the processor
 // has turned slow, or another kind of prompt has come.
 constexpr double kSurprise = 1.5;
+// Per step: what was possible once is not expected for ever.
+constexpr double kForget = 1.0005;
 
 double Along(double work, double work0, double seconds0, double work1, double seconds1) {
   return seconds0 + (seconds1 - seconds0) * (work - work0) / (work1 - work0);
 }
 
 }  // namespace
+
+double StepCost::High(const Size& size) { return size.seconds + size.deviation; }
 
 double StepCost::Work(int position, int tokens) const {
   const double n = tokens;
@@ -39,6 +43,8 @@ int StepCost::Tokens(int position, double work) const {
 void StepCost::Observe(double work, double prompt_work, double seconds) {
   if (work <= 0) return;
   ++steps_;
+  const double per_work = seconds / work;
+  arithmetic_ = arithmetic_ == 0 ? per_work : std::min(arithmetic_ * kForget, per_work);
   if (prompt_work > 0) {
     last_prompt_work_ = prompt_work;
     last_prompt_step_ = steps_;
@@ -75,15 +81,25 @@ void StepCost::Neighbours(double work, const Size** below, const Size** above) c
   }
 }
 
+double StepCost::Touched(double work) const {
+  return touch_ > 0 ? 1 - std::pow(1 - std::min(touch_, 0.999), work) : work;
+}
+
+double StepCost::ScaledUp(const Size& size, double work) const {
+  const double seconds = High(size);
+  const double arithmetic = std::min(seconds, arithmetic_ * size.work);
+  return arithmetic * work / size.work +
+         (seconds - arithmetic) * Touched(work) / Touched(size.work);
+}
+
 double StepCost::AtMost(double work) const {
   const Size *below, *above;
   Neighbours(work, &below, &above);
-  const auto high = [](const Size& size) { return size.seconds + size.deviation; };
   if (below == nullptr && above == nullptr) return std::numeric_limits<double>::infinity();
-  if (below == nullptr) return high(*above);
-  const double scaled = high(*below) * work / below->work;
+  if (below == nullptr) return High(*above);
+  const double scaled = ScaledUp(*below, work);
   if (above == nullptr) return scaled;
-  return std::min(scaled, std::max(high(*below), high(*above)));
+  return std::min(scaled, std::max(High(*below), High(*above)));
 }
 
 double StepCost::AtLeast(double work) const {

@@ -5,8 +5,11 @@
 // of steps fall into half octaves; each remembers how long its recent steps took, disk reads
 // included. Two properties of steps join them: more work takes longer, and it takes less than in
 // proportion (weights are read once per step, whoever needs them; an expert that two tokens need is
-// read from disk once). So a size in between costs at least what the straight line between its
-// neighbours says, and at most the smaller neighbour scaled up, or the larger one. Prompts get what
+// read once). So a size in between costs at least what the straight line between its neighbours
+// says, and at most the smaller neighbour scaled up, or the larger one. Scaled up: arithmetic, at
+// the least that a unit of work was seen to take, in proportion; the rest, which is reading, by the
+// experts that so many tokens touch when each chooses a `touch` of a layer's at random. Tokens of a
+// text have more of them in common. Prompts get what
 // fits at most, the usual deviation of a size included; that ends up as a step that is seen, so the
 // sizes creep up to the bound. A step that is slower than expected by half makes every size slower,
 // until seen otherwise. What was not seen for kFreshSteps steps is not believed any more.
@@ -25,8 +28,10 @@ namespace sluice {
 
 class StepCost {
  public:
-  // `attention`: cost of one earlier token, in units of a token's other work.
-  explicit StepCost(double attention = 0) : attention_(attention) {}
+  // `attention`: cost of one earlier token, in units of a token's other work. `touch`: share of a
+  // layer's experts that one token uses; 0: reading, too, grows in proportion to work.
+  explicit StepCost(double attention = 0, double touch = 0)
+      : attention_(attention), touch_(touch) {}
 
   // Work of `tokens` tokens of one sequence, the first at `position`.
   double Work(int position, int tokens) const;
@@ -59,10 +64,18 @@ class StepCost {
     int64_t step = 0;  // the last one
   };
   bool Fresh(const Size& size) const { return size.count > 0 && steps_ - size.step < kFreshSteps; }
+  static double High(const Size& size);
   // The nearest fresh sizes with at most and with more than this work; null: none.
   void Neighbours(double work, const Size** below, const Size** above) const;
 
+  // Share of the weights that are read for some tokens only.
+  double Touched(double work) const;
+  // What a step of more work than `size` takes at most.
+  double ScaledUp(const Size& size, double work) const;
+
   const double attention_;
+  const double touch_;
+  double arithmetic_ = 0;  // least seconds that a unit of work was seen to take; 0: none yet
   std::array<Size, kSizes> sizes_;
   int64_t steps_ = 0;
   double last_prompt_work_ = 0;

@@ -61,6 +61,24 @@ TEST_CASE("Estimates stay between the sizes seen, in proportion above them", "[s
   }
 }
 
+TEST_CASE("Reading grows as the experts that tokens touch, arithmetic in proportion",
+          "[scheduler][cost]") {
+  // Eight of 64 experts: four tokens touch 41% of them, 32 tokens 98.6%.
+  StepCost cost(0, 0.125);
+  const auto seconds = [](double n) { return 1.0 * (1 - std::pow(1 - 0.125, n)) + 0.004 * n; };
+  for (int i = 0; i < 10; ++i) cost.Observe(4, 0, seconds(4));
+  // Until arithmetic was seen alone all may be arithmetic.
+  CHECK(cost.AtMost(32) == Approx(8 * seconds(4)));
+  for (int i = 0; i < 3; ++i) cost.Observe(4000, 4000, seconds(4000));
+  for (int i = 0; i < 3; ++i) cost.Observe(4, 0, seconds(4));
+  CHECK(cost.AtMost(32) >= seconds(32));
+  CHECK(cost.AtMost(32) < 1.1 * seconds(32));
+  // Without experts reading, too, may grow in proportion.
+  StepCost dense;
+  for (int i = 0; i < 10; ++i) dense.Observe(4, 0, seconds(4));
+  CHECK(dense.AtMost(32) == Approx(8 * seconds(4)));
+}
+
 TEST_CASE("A slower step is believed at once, a faster one after some", "[scheduler][cost]") {
   StepCost cost;
   for (int i = 0; i < 20; ++i) cost.Observe(64, 60, 0.1);
@@ -183,6 +201,22 @@ TEST_CASE("A prompt goes on by a token a step where the bound is out of reach",
   for (int i = 0; i < 5; ++i) t.Step();
   t.Add(30, 4);
   for (int i = 0; i < 20; ++i) CHECK(t.Step() == 1);
+}
+
+TEST_CASE("Decodes that are slow now and then do not starve a prompt", "[scheduler][cost]") {
+  // Groups of decodes that take turns: the first two steps of each read its experts.
+  int step = 0;
+  Timed t([&](int d, int p) { return (step % 12 < 2 ? 0.6 : 0.1) + 0.01 * d + 0.01 * p; }, 0.25);
+  t.scheduler.SetOffloaded(true);
+  for (int i = 0; i < 4; ++i) t.Add(20, 100000);
+  for (; step < 100; ++step) t.Step();
+  t.Add(600, 10);
+  const int first = step;
+  while (t.scheduler.Find(5)->generated() == 0) {
+    t.Step();
+    REQUIRE(++step < first + 600);
+  }
+  CHECK(step - first <= 2 * 600 / 25);
 }
 
 TEST_CASE("After the disk turned slow the bound is kept again in a few steps",
