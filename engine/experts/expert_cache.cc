@@ -233,24 +233,51 @@ void ExpertCache::Evict(int place, int sets) {
   UpdateFlags(place);
 }
 
+bool ExpertCache::Shrink(size_t bytes) {
+  size_t fixed = 0;
+  for (const auto& [offset, held] : by_address_) {
+    if (evictable_[held.place] != 0) continue;
+    if (offset + held.bytes > bytes) return false;
+    fixed += held.bytes;
+  }
+  if (fixed > bytes) return false;
+  while (slab_.used() > bytes) {
+    // Policies want to know for whom: for one that cannot leave itself.
+    auto incoming = std::find(evictable_.begin(), evictable_.end(), uint8_t{0});
+    if (incoming == evictable_.end()) incoming = evictable_.begin();
+    const bool could_leave = std::exchange(*incoming, uint8_t{0}) != 0;
+    const auto place = static_cast<int>(incoming - evictable_.begin());
+    int victim = policy_->Victim(/*layer=*/0, place, evictable_);
+    if (could_leave) *incoming = 1;
+    if (victim < 0) victim = place;  // it is the last
+    Evict(victim);
+  }
+  std::vector<Held> above;
+  for (auto it = by_address_.rbegin(); it != by_address_.rend(); ++it) {
+    if (it->first + it->second.bytes <= bytes) break;
+    above.push_back(it->second);
+  }
+  for (const Held& piece : above) {
+    Entry& entry = entries_[piece.place];
+    if (piece.set >= entry.held) continue;  // gone with a lower set of its expert
+    const size_t from = entry.at[piece.set];
+    const size_t set_bytes = entry.pack->sets[piece.set].bytes;
+    const std::optional<size_t> to = slab_.MoveBelow(from, set_bytes, bytes);
+    if (!to) {
+      Evict(piece.place, piece.set);
+      continue;
+    }
+    by_address_.erase(from);
+    by_address_[*to] = piece;
+    entry.at[piece.set] = *to;
+    SetResident(piece.place, entry.resident);
+  }
+  return true;
+}
+
 bool ExpertCache::SetLimit(size_t bytes) {
   bytes = bytes / slab_.align() * slab_.align();
-  if (bytes < slab_.limit()) {
-    const auto reaches_above = [&](int place) {
-      const Entry& entry = entries_[place];
-      for (int set = 0; set < entry.held; ++set) {
-        if (entry.at[set] + slab_.PieceBytes(entry.pack->sets[set].bytes) > bytes) return true;
-      }
-      return false;
-    };
-    std::vector<int> above;
-    for (int place = 0; place < space_.size(); ++place) {
-      if (!reaches_above(place)) continue;
-      if (!evictable_[place]) return false;
-      above.push_back(place);
-    }
-    for (const int place : above) Evict(place);
-  }
+  if (bytes < slab_.limit() && !Shrink(bytes)) return false;
   slab_.SetLimit(bytes);
   TellCapacity();
   return true;

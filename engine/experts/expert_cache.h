@@ -88,8 +88,9 @@ class ExpertCache {
   // precision). 1, as at the start: experts leave whole.
   void SetHighShare(double share) { high_share_ = share; }
 
-  // Evicts what lies above and lowers the limit, or raises it. False when something that is pinned
-  // or being read is in the way: the limit is unchanged then.
+  // Raises the limit, or lowers it: the policy's victims leave, and what lies above moves to where
+  // they were. False when something that is pinned or being read is in the way: nothing is changed
+  // then.
   bool SetLimit(size_t bytes);
 
   // Slab bytes that the `count` largest experts of one layer take, in the layer where that is most:
@@ -123,6 +124,8 @@ class ExpertCache {
   // Slides experts together until there is a hole of `bytes`, where that moves little: planes that
   // were freed one by one leave holes that no low plane fits into. False: nothing was moved.
   bool Compact(size_t bytes);
+  // Makes the slab's end free for SetLimit; as that.
+  bool Shrink(size_t bytes);
   void TellCapacity();
 
   ExpertSpace space_;

@@ -114,6 +114,21 @@ void ExpertSlab::Slide(size_t offset, size_t bytes, size_t down) {
   AddHole(to + piece, down);
 }
 
+std::optional<size_t> ExpertSlab::MoveBelow(size_t offset, size_t bytes, size_t end) {
+  const size_t piece = PieceBytes(bytes);
+  for (auto hole = by_size_.lower_bound({piece, 0}); hole != by_size_.end(); ++hole) {
+    const auto [hole_bytes, to] = *hole;
+    if (to + piece > end) continue;
+    RemoveHole(holes_.find(to));
+    if (hole_bytes > piece) AddHole(to + piece, hole_bytes - piece);
+    std::memcpy(base_ + to, base_ + offset, bytes);
+    touched_ = std::max(touched_, to + piece);
+    AddHole(offset, piece);
+    return to;
+  }
+  return std::nullopt;
+}
+
 void ExpertSlab::SetLimit(size_t bytes) {
   bytes = std::min(bytes, capacity_) / align_ * align_;
   if (bytes >= limit_) {

@@ -1,6 +1,6 @@
 // The memory of the expert cache: one range of addresses, reserved once, of which `limit` bytes may
 // be in use. Pieces of it are handed out by best fit and joined again when they come back; they
-// never move, since reads in flight hold raw addresses into them.
+// move only when asked to, since reads in flight hold raw addresses into them.
 //
 // The range costs physical memory only where it was written, and gives it back where the limit is
 // lowered. Huge pages are asked for: a step streams through all of it.
@@ -44,6 +44,10 @@ class ExpertSlab {
   // Moves a piece and its contents to the beginning of the hole before it, which has `down` bytes.
   // REQUIRES: there is one, and nobody uses the address.
   void Slide(size_t offset, size_t bytes, size_t down);
+
+  // Moves a piece and its contents into the smallest hole that takes it and ends at or below `end`;
+  // its new offset, or nothing when there is none. REQUIRES: nobody uses the address.
+  std::optional<size_t> MoveBelow(size_t offset, size_t bytes, size_t end);
 
   // Pieces must lie below the new limit (REQUIRES); memory above it goes back to the system.
   // Rounded down to the alignment.

@@ -288,7 +288,7 @@ TEST_CASE("At a lower precision, an expert is whole with fewer planes", "[expert
   CHECK(bench.cache.slab().used() == bench.cache.all_bytes());
 }
 
-TEST_CASE("A lowered limit waits for reads and pins above it, and evicts the rest",
+TEST_CASE("A lowered limit waits for reads and pins above it; the policy says who stays",
           "[expert_cache]") {
   const size_t one = Bench::OneExpert();
   Bench bench(4 * one);
@@ -302,12 +302,17 @@ TEST_CASE("A lowered limit waits for reads and pins above it, and evicts the res
   cache.Pin(2);
   CHECK_FALSE(cache.SetLimit(2 * one));
   CHECK(bench.Inside() == Places{0, 1, 2, 3});
+  // 0 is used last: 1 leaves, and 3, which lies above, moves.
+  const std::vector<ExpertUse> use = {{0, 1, 1, true}};
+  bench.policy->OnLayer(0, 1, use);
   CHECK(cache.SetLimit(3 * one));
-  CHECK(bench.Inside() == Places{0, 1, 2});
+  CHECK(bench.Inside() == Places{0, 2, 3});
   CHECK(bench.policy->capacity == 3);
+  for (const int place : {0, 2, 3}) CHECK(bench.experts.Right(cache.weights(place), place, 3));
   cache.Unpin(2);
   CHECK(cache.SetLimit(one + one / 2));
   CHECK(bench.Inside() == Places{0});
+  CHECK(bench.experts.Right(cache.weights(0), 0, 3));
   CHECK(cache.SetLimit(0));
   CHECK(bench.Inside().empty());
   CHECK(bench.policy->capacity == 0);

@@ -230,5 +230,26 @@ TEST_CASE("A piece slides to the beginning of the hole before it with its bytes"
   CHECK(slab.free_bytes() == 0);
 }
 
+TEST_CASE("A piece moves below a bound with its contents, into the smallest hole that takes it",
+          "[slab]") {
+  auto slab = ExpertSlab::Reserve(64 * kPage, 64);
+  REQUIRE(slab);
+  slab->SetLimit(16 * kPage);
+  std::vector<size_t> at;
+  for (int i = 0; i < 8; ++i) at.push_back(*slab->Allocate(2 * kPage));
+  std::memset(slab->at(at[7]), 7, 2 * kPage);
+  CHECK_FALSE(slab->MoveBelow(at[7], 2 * kPage, 8 * kPage));
+  slab->Free(at[0], 2 * kPage);
+  slab->Free(at[1], 2 * kPage);
+  slab->Free(at[3], 2 * kPage);
+  CHECK_FALSE(slab->MoveBelow(at[7], 2 * kPage, kPage));
+  const size_t used = slab->used();
+  CHECK(slab->MoveBelow(at[7], 2 * kPage, 8 * kPage) == at[3]);
+  CHECK(slab->used() == used);
+  for (size_t i = 0; i < 2 * kPage; ++i) REQUIRE(slab->at(at[3])[i] == std::byte{7});
+  slab->SetLimit(14 * kPage);
+  CHECK(slab->free_bytes() == 4 * kPage);
+}
+
 }  // namespace
 }  // namespace sluice
