@@ -101,6 +101,7 @@ struct SequenceChunk {
 // A chunk whose result is meaningless, because an expert that it needed cannot be had.
 struct ChunkFailure {
   int chunk = 0;
+  int token = 0;  // of the chunk: the first that could not be computed; those before it are right
   Error error;
 };
 
@@ -171,6 +172,9 @@ class Model {
   virtual std::span<const ChunkFailure> failures() const { return {}; }
   // Of the last Forward, one per chunk; empty for models that do not say. Valid until the next.
   virtual std::span<const ExpertCounts> chunk_experts() const { return {}; }
+
+  // The same by token, those of the first chunk first.
+  virtual std::span<const ExpertCounts> token_experts() const { return {}; }
 
   // Between steps, when there is none to run: fills free memory with experts, for up to a few
   // milliseconds. False when there is nothing to do.

@@ -70,6 +70,7 @@ Transformer::Transformer(const ModelConfig& config, const ModelOptions& options,
       quality_(options.max_batch_tokens),
       counts_(options.max_batch_tokens) {
   chunk_counts_.reserve(static_cast<size_t>(options.max_sequences));
+  token_counts_.reserve(static_cast<size_t>(options.max_batch_tokens));
 }
 
 Result<std::unique_ptr<Model>> Transformer::Create(const ModelConfig& config,
@@ -401,7 +402,10 @@ void Transformer::NoteFailures(std::span<const SequenceChunk> chunks, const Erro
   for (size_t c = 0; c < chunks.size(); ++c) {
     const auto begin = failed_.begin() + static_cast<ptrdiff_t>(token);
     const auto end = begin + static_cast<ptrdiff_t>(chunks[c].tokens.size());
-    if (std::find(begin, end, uint8_t{1}) != end) failures_.push_back({static_cast<int>(c), error});
+    const auto first = std::find(begin, end, uint8_t{1});
+    if (first != end) {
+      failures_.push_back({static_cast<int>(c), static_cast<int>(first - begin), error});
+    }
     token += chunks[c].tokens.size();
   }
 }
@@ -410,20 +414,29 @@ void Transformer::NoteRowFailures(std::span<const SequenceChunk> chunks, const E
   size_t row = 0;
   for (size_t c = 0; c < chunks.size(); ++c) {
     const size_t count = LogitRowCount(chunks[c]);
-    bool failed = false;
-    for (size_t i = 0; i < count; ++i) failed |= failed_[row++] != 0;
+    const auto begin = failed_.begin() + static_cast<ptrdiff_t>(row);
+    const auto end = begin + static_cast<ptrdiff_t>(count);
+    const auto first = std::find(begin, end, uint8_t{1});
+    row += count;
+    if (first == end) continue;
     const int chunk = static_cast<int>(c);
-    const bool known = std::any_of(failures_.begin(), failures_.end(),
-                                   [&](const ChunkFailure& f) { return f.chunk == chunk; });
-    if (failed && !known) failures_.push_back({chunk, error});
+    const int token =
+        static_cast<int>(chunks[c].tokens.size() - count) + static_cast<int>(first - begin);
+    const auto known = std::find_if(failures_.begin(), failures_.end(),
+                                    [&](const ChunkFailure& f) { return f.chunk == chunk; });
+    if (known == failures_.end()) {
+      failures_.push_back({chunk, token, error});
+    } else {
+      known->token = std::min(known->token, token);
+    }
   }
 }
 
-template <class Count>
-void Transformer::NoteCounts(std::span<const SequenceChunk> chunks, Count count) {
-  size_t at = 0;
-  for (size_t c = 0; c < chunks.size(); ++c) {
-    for (const size_t end = at + count(chunks[c]); at < end; ++at) chunk_counts_[c] += counts_[at];
+void Transformer::CountChunks(std::span<const SequenceChunk> chunks) {
+  size_t token = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    ExpertCounts& sum = chunk_counts_.emplace_back();
+    for (size_t i = 0; i < chunk.tokens.size(); ++i) sum += token_counts_[token++];
   }
 }
 
@@ -453,7 +466,6 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   Error error;
   std::fill_n(failed_.begin(), tokens, uint8_t{0});
   std::fill_n(counts_.begin(), tokens, ExpertCounts{});
-  chunk_counts_.assign(chunks.size(), {});
   Embed(tokens, &error);
   ExpertSource* source = weights_.source();
   source->BeginStep(static_cast<int>(tokens));
@@ -473,7 +485,7 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
   Attend(last);
   const int rows = SelectLogitRows(chunks);
   NoteFailures(chunks, error);
-  NoteCounts(chunks, [](const SequenceChunk& chunk) { return chunk.tokens.size(); });
+  token_counts_.assign(counts_.begin(), counts_.begin() + static_cast<ptrdiff_t>(tokens));
   if (rows > 0) {
     AddAttention(last, q_, rows, last_);
     // From here on tokens are rows.
@@ -485,8 +497,12 @@ std::span<const float> Transformer::Forward(std::span<const SequenceChunk> chunk
     std::fill_n(counts_.begin(), rows, ExpertCounts{});
     experts(last, rows, last_);
     NoteRowFailures(chunks, error);
-    NoteCounts(chunks, LogitRowCount);
+    for (int row = 0; row < rows; ++row) {
+      token_counts_[static_cast<size_t>(row_tokens_[row])] += counts_[static_cast<size_t>(row)];
+    }
   }
+  chunk_counts_.clear();
+  CountChunks(chunks);
   source->EndStep();
   stats_ = {static_cast<int>(tokens), moe_stats.assignments, moe_stats.unique_experts};
   if (rows == 0) return {};

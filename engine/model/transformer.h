@@ -36,6 +36,7 @@ class Transformer final : public Model {
   const ForwardStats& last_stats() const override { return stats_; }
   std::span<const ChunkFailure> failures() const override { return failures_; }
   std::span<const ExpertCounts> chunk_experts() const override { return chunk_counts_; }
+  std::span<const ExpertCounts> token_experts() const override { return token_counts_; }
   bool Background() override;
   void WarmExperts(std::span<const float> heat) override;
   Result<> SetMemoryBudget(uint64_t bytes) override;
@@ -70,9 +71,8 @@ class Transformer final : public Model {
   // Fills failures_ from failed_, by token; then from the last layer's, by row.
   void NoteFailures(std::span<const SequenceChunk> chunks, const Error& error);
   void NoteRowFailures(std::span<const SequenceChunk> chunks, const Error& error);
-  // Adds `count` elements of counts_ per chunk to chunk_counts_.
-  template <class Count>
-  void NoteCounts(std::span<const SequenceChunk> chunks, Count count);
+  // Sums token_counts_ up by chunk.
+  void CountChunks(std::span<const SequenceChunk> chunks);
 
   ModelConfig config_;
   ModelOptions options_;
@@ -90,6 +90,7 @@ class Transformer final : public Model {
   std::vector<int> row_tokens_;             // [rows]
   std::vector<QualitySettings> quality_;    // [tokens], in the last layer [rows]
   std::vector<ExpertCounts> counts_;        // [tokens], in the last layer [rows]
+  std::vector<ExpertCounts> token_counts_;  // [tokens], all layers
   std::vector<ExpertCounts> chunk_counts_;  // [chunks]
   std::vector<ChunkFailure> failures_;
 

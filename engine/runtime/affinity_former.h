@@ -53,7 +53,7 @@ class AffinityFormer final : public BatchFormer {
   AffinityFormer(const AffinityOptions& options, const ExpertOutlook* outlook, const Clock* clock);
 
   void Choose(std::span<const SequenceId> decoders, std::span<uint8_t> chosen) override;
-  // After every step: its tokens, decoded or of prompts.
+  // After every step: the tokens that it generated, and those of prompts that it computed.
   void OnStep(int tokens, int prompt_tokens);
   void OnEnd(SequenceId id) { served_.erase(id); }
 

@@ -18,6 +18,7 @@
 #include "engine/experts/tier_stats.h"
 #include "engine/model/model.h"
 #include "engine/runtime/batch_order.h"
+#include "engine/runtime/speculation.h"
 #include "engine/sampling/logprobs.h"  // TokenLogprob
 #include "engine/sampling/params.h"
 
@@ -76,9 +77,9 @@ struct Finish {
 
 // Called on the engine thread, in order, never under a lock. Must not block, must not throw (the
 // calls are noexcept: an exception ends the process) and must not call the Engine except Cancel.
-// All engine state is settled before a step's sinks are called. After Cancel, tokens of a step that
-// had already begun may still arrive before OnFinish. The engine drops its reference after
-// OnFinish.
+// A step may deliver several tokens of a request. All engine state is settled before a step's sinks
+// are called. After Cancel, tokens of a step that had already begun may still arrive before
+// OnFinish. The engine drops its reference after OnFinish.
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
@@ -104,6 +105,9 @@ struct EngineOptions {
   // others (affinity_former.h); changes no token.
   BatchOrder batch_order = BatchOrder::kAuto;
   double max_affinity_delay_seconds = 2;
+  // Guesses of tokens to come that a step checks together (speculator.h); changes no token. Needs
+  // Model rows to spare: ModelOptions::max_logit_rows beyond max_running.
+  Speculation speculation = Speculation::kOff;
   // A file that keeps prefix cache and expert heat over a restart (saved_state.h): read by
   // Engine::Start, written when the engine stops. Empty: none. `state_identity` names all that
   // decides KV values; a file with another one is ignored. `state_log` is told what became of it,
@@ -140,6 +144,7 @@ struct EngineStats {
   uint64_t degraded_assignments = 0;  // of expert_assignments: at less than the full precision
   uint64_t skipped_assignments = 0;   // of expert_assignments: not computed
   AffinityStats affinity;
+  SpeculationStats speculation;
   double step_seconds = 0;     // summed
   double prefill_seconds = 0;  // summed over requests
   double decode_seconds = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "engine/base/check.h"
@@ -48,6 +49,22 @@ double AttentionCost(const Model& model) {
 double ExpertTouch(const ModelConfig& config) {
   const int experts = config.router.num_experts;
   return experts > 0 ? static_cast<double>(config.router.experts_per_token) / experts : 0;
+}
+
+// What a second row adds to a step of one, as a share of it: bytes of its experts, most of which
+// are others than the first row's, beside those that any step reads.
+double RowShare(const Model& model) {
+  const ModelFootprint footprint = model.footprint();
+  const RouterConfig& router = model.config().router;
+  if (router.num_experts == 0 || footprint.expert_bytes == 0) return 0.1;
+  const int layers =
+      static_cast<int>(std::count_if(model.config().layers.begin(), model.config().layers.end(),
+                                     [](const LayerConfig& layer) { return layer.sparse; }));
+  const double experts =
+      static_cast<double>(footprint.expert_bytes) * layers * router.experts_per_token;
+  const double other = 1.0 - static_cast<double>(router.experts_per_token) / router.num_experts;
+  const double step = experts + static_cast<double>(footprint.dense_bytes_per_token);
+  return std::clamp(other * experts / step, 0.1, 1.0);
 }
 
 SchedulerOptions ForScheduler(const EngineOptions& options, const Model& loaded) {
@@ -102,11 +119,11 @@ void CallOnFinish(OutputSink* sink, Finish finish) noexcept { sink->OnFinish(std
 
 }  // namespace
 
-EngineCore::Active::Active(GenerationRequest* request, std::vector<int32_t> ending_ids,
+EngineCore::Active::Active(GenerationRequest* request, std::vector<int32_t> endings,
                            std::shared_ptr<OutputSink> output, TimePoint submission)
     : sink(std::move(output)),
-      sampler(std::move(request->sampling), request->prompt, request->min_tokens,
-              std::move(ending_ids)),
+      sampler(std::move(request->sampling), request->prompt, request->min_tokens, endings),
+      ending_ids(std::move(endings)),
       logprobs(request->logprobs),
       prompt_logprobs(request->prompt_logprobs),
       prompt_tokens(static_cast<int>(request->prompt.size())),
@@ -139,6 +156,11 @@ EngineCore::EngineCore(Model* model, const EngineOptions& options, const Clock* 
                         .expert_bytes = static_cast<double>(footprint.expert_bytes)},
         model->outlook(), clock);
     scheduler_.SetBatchFormer(&*affinity_);
+  }
+  if (options_.speculation != Speculation::kOff) {
+    speculator_.emplace(
+        SpeculatorOptions{.mode = options_.speculation, .row_share = RowShare(*model)});
+    scheduler_.SetDraftSource(&*speculator_);
   }
   RefreshTiers(/*at_once=*/true);
   Publish();
@@ -279,15 +301,24 @@ bool EngineCore::Step() {
 
   std::span<const float> rows = RunModel(batch);
   results_.assign(batch.chunks.size(), ChunkResult{});
-  outputs_.resize(batch.chunks.size());
+  outputs_.clear();
+  output_ends_.clear();
+  usable_rows_.assign(batch.chunks.size(), std::numeric_limits<int>::max());
   for (const ChunkFailure& failure : model_->failures()) {
-    results_[failure.chunk].failed = true;
-    Find(batch.chunks[failure.chunk].id).error = failure.error;
+    const auto i = static_cast<size_t>(failure.chunk);
+    // A guess that cannot be computed is no failure: if it is right, the next step begins with it.
+    if (batch.chunks[i].drafts > 0 && failure.token > 0) {
+      usable_rows_[i] = failure.token;
+      continue;
+    }
+    results_[i].failed = true;
+    Find(batch.chunks[i].id).error = failure.error;
   }
   for (size_t i = 0; i < batch.chunks.size(); ++i) {
     const size_t count = RowCount(batch.chunks[i]) * static_cast<size_t>(vocab_);
     SLUICE_CHECK(count <= rows.size(), "the model returned fewer rows than asked for");
-    if (!results_[i].failed) ReadRows(i, batch.chunks[i], rows.first(count));
+    if (!results_[i].failed) ReadRows(i, batch.chunks[i], rows.first(count), usable_rows_[i]);
+    output_ends_.push_back(outputs_.size());
     rows = rows.subspan(count);
   }
   scheduler_.Commit(results_, &ends_);
@@ -295,7 +326,15 @@ bool EngineCore::Step() {
   const TimePoint end = clock_->Now();
   const double seconds = Seconds(begin, end);
   scheduler_.ObserveStep(seconds);
-  if (affinity_) affinity_->OnStep(batch.tokens, batch.prompt_tokens);
+  const int generated = static_cast<int>(outputs_.size());
+  if (affinity_) affinity_->OnStep(generated, batch.prompt_tokens);
+  if (speculator_) {
+    speculator_->OnStep(batch.tokens, batch.prompt_tokens, generated, seconds);
+    stats_.speculation.drafted_tokens += static_cast<uint64_t>(batch.draft_tokens);
+    for (const ChunkResult& result : results_) {
+      stats_.speculation.accepted_tokens += static_cast<uint64_t>(result.accepted);
+    }
+  }
   if (waited) {
     const double kept = std::exp2(-seconds / kRateHalfLifeSeconds);
     begun_ = kept * begun_ + static_cast<double>(batch.first_scheduled.size());
@@ -306,12 +345,7 @@ bool EngineCore::Step() {
   stats_.step_seconds += seconds;
   stats_.expert_assignments += static_cast<uint64_t>(forward.expert_assignments);
   stats_.unique_experts += static_cast<uint64_t>(forward.unique_experts);
-  const std::span<const ExpertCounts> experts = model_->chunk_experts();
-  for (size_t i = 0; i < experts.size(); ++i) {
-    Find(batch.chunks[i].id).experts += experts[i];
-    stats_.degraded_assignments += static_cast<uint64_t>(experts[i].degraded);
-    stats_.skipped_assignments += static_cast<uint64_t>(experts[i].skipped);
-  }
+  CountExperts(batch);
   const int sequences = static_cast<int>(batch.chunks.size());
   // Before anybody can see that a request is done.
   if (observer_) observer_(batch.tokens, sequences, seconds);
@@ -342,15 +376,46 @@ bool EngineCore::RefreshTiers(bool at_once) {
   tiers_at_ = now;
   tiers_changed_ = false;
   std::shared_ptr<const ExpertTierStats> stats = model_->expert_stats();
-  if (stats != nullptr && affinity_ && affinity_->guard() != nullptr) {
-    auto with_affinity = std::make_shared<ExpertTierStats>(*stats);
-    with_affinity->guards.push_back(affinity_->guard()->stats());
-    stats = std::move(with_affinity);
+  const LiveGuard* affinity = affinity_ ? affinity_->guard() : nullptr;
+  const LiveGuard* speculation = speculator_ ? speculator_->guard() : nullptr;
+  if (speculation != nullptr) {
+    stats_.speculation.guard = std::make_shared<const ExpertTierStats::Guard>(speculation->stats());
+  }
+  if (stats != nullptr && (affinity != nullptr || speculation != nullptr)) {
+    auto with_ours = std::make_shared<ExpertTierStats>(*stats);
+    for (const LiveGuard* guard : {affinity, speculation}) {
+      if (guard != nullptr) with_ours->guards.push_back(guard->stats());
+    }
+    stats = std::move(with_ours);
   }
   stats_.expert_tiers = std::move(stats);
   const ExpertTierStats* tiers = stats_.expert_tiers.get();
   scheduler_.SetOffloaded(tiers != nullptr && tiers->budget_bytes < tiers->full_budget_bytes);
-  return tiers != nullptr;
+  return tiers != nullptr || speculation != nullptr;
+}
+
+void EngineCore::CountExperts(const Batch& batch) {
+  const std::span<const ExpertCounts> experts = model_->chunk_experts();
+  std::span<const ExpertCounts> by_token = model_->token_experts();
+  if (experts.empty()) return;
+  size_t output = 0;
+  for (size_t i = 0; i < batch.chunks.size(); ++i) {
+    const ScheduledChunk& chunk = batch.chunks[i];
+    stats_.degraded_assignments += static_cast<uint64_t>(experts[i].degraded);
+    stats_.skipped_assignments += static_cast<uint64_t>(experts[i].skipped);
+    // Wrong guesses were never part of the sequence.
+    const auto guesses = static_cast<size_t>(chunk.drafts);
+    const size_t real = chunk.tokens.size() - guesses + static_cast<size_t>(results_[i].accepted);
+    ExpertCounts* sum = &Find(chunk.id).experts;
+    for (size_t t = 0; t < real; ++t) {
+      *sum += by_token[t];
+      if (t + guesses >= chunk.tokens.size() - 1 && output < output_ends_[i]) {
+        outputs_[output++].experts = *sum;
+      }
+    }
+    SLUICE_CHECK(output == output_ends_[i]);
+    by_token = by_token.subspan(chunk.tokens.size());
+  }
 }
 
 void EngineCore::NoteSchedule(const Batch& batch, TimePoint now) {
@@ -376,7 +441,8 @@ std::span<const float> EngineCore::RunModel(const Batch& batch) {
   return model_->Forward(chunks_);
 }
 
-void EngineCore::ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const float> rows) {
+void EngineCore::ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const float> rows,
+                          int usable) {
   if (chunk.rows == RowsWanted::kNone) return;
   Active& active = Find(chunk.id);
   if (!ReadPromptRows(chunk, rows, &active)) {
@@ -384,8 +450,25 @@ void EngineCore::ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const
     return;
   }
   if (!chunk.samples) return;
-  const auto last = rows.last(static_cast<size_t>(vocab_));
-  results_[i].failed = !ReadSample(chunk, last, &active, &results_[i], &outputs_[i]);
+  const auto vocab = static_cast<size_t>(vocab_);
+  const size_t guesses = static_cast<size_t>(chunk.drafts);
+  const auto tokens = chunk.tokens.last(guesses);
+  rows = rows.last((guesses + 1) * vocab);
+  for (size_t r = 0; r <= guesses && r < static_cast<size_t>(usable); ++r) {
+    if (!ReadSample(rows.subspan(r * vocab, vocab), chunk.sample_index + static_cast<int>(r),
+                    &active)) {
+      // The row of a guess that was right is computed again, and fails, as the newest token's.
+      results_[i].failed = r == 0;
+      if (r > 0) active.error = {};
+      break;
+    }
+    const int32_t token = outputs_.back().token;
+    results_[i].token = token;
+    results_[i].accepted = static_cast<int>(r);
+    const auto& endings = active.ending_ids;
+    if (std::find(endings.begin(), endings.end(), token) != endings.end()) break;
+    if (r < guesses && tokens[r] != token) break;
+  }
 }
 
 bool EngineCore::ReadPromptRows(const ScheduledChunk& chunk, std::span<const float> rows,
@@ -406,18 +489,16 @@ bool EngineCore::ReadPromptRows(const ScheduledChunk& chunk, std::span<const flo
   return true;
 }
 
-bool EngineCore::ReadSample(const ScheduledChunk& chunk, std::span<const float> row, Active* active,
-                            ChunkResult* result, TokenOutput* output) {
-  const Result<int32_t> token = active->sampler.Sample(row, chunk.sample_index, &sampler_scratch_);
+bool EngineCore::ReadSample(std::span<const float> row, int index, Active* active) {
+  const Result<int32_t> token = active->sampler.Sample(row, index, &sampler_scratch_);
   if (!token) {
     active->error = token.error();
     return false;
   }
-  result->token = *token;
-  *output = TokenOutput{*token, 0, {}, {}};
+  TokenOutput& output = outputs_.emplace_back(TokenOutput{*token, 0, {}, {}});
   if (active->logprobs >= 0) {
     const bool finite = ComputeLogprobs(row, *token, active->logprobs, &logprob_scratch_,
-                                        &output->logprob, &output->top);
+                                        &output.logprob, &output.top);
     SLUICE_CHECK(finite, "the sampler refuses such rows");
   }
   active->sampler.Accept(*token);
@@ -426,6 +507,7 @@ bool EngineCore::ReadSample(const ScheduledChunk& chunk, std::span<const float> 
 
 void EngineCore::Deliver(const Batch& batch, TimePoint now) {
   size_t next_end = 0;
+  size_t next_output = 0;
   for (size_t i = 0; i < batch.chunks.size(); ++i) {
     const ScheduledChunk& chunk = batch.chunks[i];
     Active& active = Find(chunk.id);
@@ -439,7 +521,7 @@ void EngineCore::Deliver(const Batch& batch, TimePoint now) {
         CallOnPrompt(active.sink.get(), std::exchange(active.prompt, {}));
       }
     }
-    if (!failed && chunk.samples) {
+    for (; next_output < output_ends_[i]; ++next_output) {
       ++stats_.generated_tokens;
       if (active.completion_tokens++ == 0) {
         active.first_token_at = now;
@@ -448,8 +530,7 @@ void EngineCore::Deliver(const Batch& batch, TimePoint now) {
         stats_.decode_seconds += Seconds(active.last_token_at, now);
       }
       active.last_token_at = now;
-      outputs_[i].experts = active.experts;
-      CallOnToken(active.sink.get(), std::move(outputs_[i]));
+      CallOnToken(active.sink.get(), std::move(outputs_[next_output]));
     }
     if (next_end < ends_.size() && ends_[next_end].id == chunk.id) {
       const EndReason reason = ends_[next_end++].reason;
@@ -466,6 +547,7 @@ void EngineCore::Deliver(const Batch& batch, TimePoint now) {
 
 void EngineCore::Finish(RequestId id, FinishReason reason, int32_t stop_token, TimePoint now) {
   if (affinity_) affinity_->OnEnd(id);
+  if (speculator_) speculator_->OnEnd(id);
   auto node = active_.extract(id);
   SLUICE_CHECK(!node.empty());
   Active& active = node.mapped();

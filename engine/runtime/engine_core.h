@@ -17,6 +17,7 @@
 #include "engine/base/clock.h"
 #include "engine/runtime/affinity_former.h"
 #include "engine/runtime/engine.h"
+#include "engine/runtime/speculator.h"
 #include "engine/sampling/logprobs.h"
 #include "engine/sampling/sampler.h"
 #include "engine/scheduler/scheduler.h"
@@ -72,6 +73,7 @@ class EngineCore {
 
     std::shared_ptr<OutputSink> sink;
     Sampler sampler;
+    std::vector<int32_t> ending_ids;
     int logprobs;
     int prompt_logprobs;
     std::vector<TokenOutput> prompt;  // by position; filled chunk by chunk, then handed to the sink
@@ -91,11 +93,14 @@ class EngineCore {
   void GiveBackPlace(const Active& active);
   void NoteSchedule(const Batch& batch, TimePoint now);
   std::span<const float> RunModel(const Batch& batch);
-  // Fills results_[i] and outputs_[i] from the chunk's rows.
-  void ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const float> rows);
+  // Fills results_[i] and appends to outputs_ from the chunk's rows, of which those from `usable`
+  // on were not computed.
+  void ReadRows(size_t i, const ScheduledChunk& chunk, std::span<const float> rows, int usable);
   bool ReadPromptRows(const ScheduledChunk& chunk, std::span<const float> rows, Active* active);
-  bool ReadSample(const ScheduledChunk& chunk, std::span<const float> row, Active* active,
-                  ChunkResult* result, TokenOutput* output);
+  // Generated token number `index` from its row; false when there can be none.
+  bool ReadSample(std::span<const float> row, int index, Active* active);
+  // Adds the experts of the chunk's tokens to its request and its outputs.
+  void CountExperts(const Batch& batch);
   void Deliver(const Batch& batch, TimePoint now);
   void Finish(RequestId id, FinishReason reason, int32_t stop_token, TimePoint now);
   void Publish();
@@ -112,6 +117,7 @@ class EngineCore {
   std::vector<int32_t> eos_ids_;
 
   std::optional<AffinityFormer> affinity_;  // where experts may come from disk
+  std::optional<Speculator> speculator_;
   Scheduler scheduler_;
   std::unordered_map<RequestId, Active> active_;
   EngineStats stats_;
@@ -121,7 +127,9 @@ class EngineCore {
   // Reused by every step.
   std::vector<SequenceChunk> chunks_;
   std::vector<ChunkResult> results_;
-  std::vector<TokenOutput> outputs_;
+  std::vector<int> usable_rows_;      // by chunk
+  std::vector<TokenOutput> outputs_;  // chunk by chunk
+  std::vector<size_t> output_ends_;   // by chunk: behind its last in outputs_
   std::vector<SequenceEnd> ends_;
   SamplerScratch sampler_scratch_;
   LogprobScratch logprob_scratch_;

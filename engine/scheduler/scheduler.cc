@@ -312,8 +312,11 @@ bool Scheduler::Decode() {
         std::upper_bound(running_.begin(), running_.end(), sequence, ServedBefore) -
         running_.begin());
   }
-  for (const Sequence* sequence : running_) {
-    if (sequence->decodes() && !sequence->left_out) AddChunk(*sequence, 1, /*decode=*/true);
+  drafted_.clear();
+  for (Sequence* sequence : running_) {
+    if (!sequence->decodes() || sequence->left_out) continue;
+    AddChunk(*sequence, 1, /*decode=*/true);
+    drafted_.push_back(sequence);
   }
   return batch_.preempted.size() == before;
 }
@@ -327,6 +330,64 @@ bool Scheduler::DecodeChosen() {
     all_kept = Decode() && all_kept;
   }
   return all_kept;
+}
+
+void Scheduler::PlanDrafts() {
+  planned_drafts_ = 0;
+  drafts_.assign(drafted_.size(), {});
+  if (draft_source_ == nullptr || drafted_.empty()) return;
+  const int most = std::min(prompt_rows_ / 2, (options_.max_batch_tokens - batch_.tokens) / 2);
+  draft_limits_.clear();
+  for (const Sequence* sequence : drafted_) {
+    // The token after the draft is due, too.
+    draft_limits_.push_back(std::max(0, sequence->spec.max_tokens - sequence->generated() - 1));
+  }
+  draft_source_->Draft(drafted_, draft_limits_, most, drafts_);
+  for (size_t i = 0; i < drafted_.size(); ++i) {
+    const int count = static_cast<int>(drafts_[i].size());
+    SLUICE_CHECK(count <= draft_limits_[i]);
+    planned_drafts_ += count;
+    decode_work_ += cost_.Work(drafted_[i]->size(), count);
+  }
+  SLUICE_CHECK(planned_drafts_ <= std::max(most, 0));
+  prompt_rows_left_ -= planned_drafts_;
+}
+
+int Scheduler::GrowForDraft(Sequence* sequence, int count) {
+  const auto needed = static_cast<size_t>(BlocksFor(int64_t{sequence->size()} + count));
+  while (sequence->blocks.size() < needed && (sequence->promised || pool_.free() > promised_)) {
+    sequence->blocks.push_back(TakeBlock());
+    promised_ -= sequence->promised;
+  }
+  const int room = static_cast<int>(sequence->blocks.size()) * options_.block_tokens;
+  return std::min(count, room - sequence->size());
+}
+
+void Scheduler::AddDrafts() {
+  if (planned_drafts_ == 0) return;
+  draft_tokens_.clear();
+  // The spans into it must stay.
+  draft_tokens_.reserve(static_cast<size_t>(2 * options_.max_batch_tokens));
+  for (size_t i = 0; i < drafted_.size(); ++i) {
+    if (drafts_[i].empty()) continue;
+    Sequence* sequence = drafted_[i];
+    const int planned = static_cast<int>(drafts_[i].size());
+    const int count = GrowForDraft(sequence, planned);
+    const int size = sequence->size();
+    decode_work_ -= cost_.Work(size + count, planned - count);
+    if (count == 0) continue;
+    ScheduledChunk& chunk = batch_.chunks[i];
+    chunk.kv_blocks =
+        std::span(sequence->blocks).first(static_cast<size_t>(BlocksFor(size + count)));
+    const size_t begin = draft_tokens_.size();
+    draft_tokens_.push_back(sequence->tokens.back());
+    draft_tokens_.insert(draft_tokens_.end(), drafts_[i].begin(), drafts_[i].begin() + count);
+    chunk.tokens = std::span(draft_tokens_).subspan(begin);
+    chunk.rows = RowsWanted::kAll;
+    chunk.drafts = count;
+    batch_.tokens += count;
+    batch_.draft_tokens += count;
+  }
 }
 
 void Scheduler::GoOn(Sequence* sequence, int* budget) {
@@ -359,7 +420,7 @@ void Scheduler::AddPrompts(bool admit) {
     if (LessServed(a, b) || LessServed(b, a)) return LessServed(a, b);
     return ServedBefore(a.candidates[a.next], b.candidates[b.next]);
   };
-  for (int budget = options_.max_batch_tokens - batch_.tokens; budget > 0;) {
+  for (int budget = options_.max_batch_tokens - batch_.tokens - planned_drafts_; budget > 0;) {
     Account* first = nullptr;
     for (Account& each : accounts_) {
       if (each.next == each.candidates.size()) continue;
@@ -380,17 +441,19 @@ const Batch& Scheduler::Schedule() {
   batch_.chunks.clear();
   batch_.first_scheduled.clear();
   batch_.preempted.clear();
-  batch_.tokens = batch_.prompt_tokens = 0;
+  batch_.tokens = batch_.prompt_tokens = batch_.draft_tokens = 0;
   decode_work_ = prompt_work_ = 0;
   prefilling_.clear();
   prompt_rows_left_ = prompt_rows_;
   MakeRoom();
   const bool admit = DecodeChosen();
+  PlanDrafts();
   const bool bounded = options_.max_decode_stall_seconds > 0 && decode_work_ > 0;
   prompt_work_left_ =
       bounded ? cost_.PromptWork(decode_work_, options_.max_decode_stall_seconds, offloaded_)
               : std::numeric_limits<double>::infinity();
   AddPrompts(admit);
+  AddDrafts();
   SLUICE_CHECK(!batch_.chunks.empty() || sequences_.empty(), "someone waits and nothing runs");
   in_step_ = !batch_.chunks.empty();
   nobody_fits_ = !waiting_.empty() && batch_.prompt_tokens == 0;
@@ -404,27 +467,54 @@ void Scheduler::Commit(std::span<const ChunkResult> results, std::vector<Sequenc
   for (size_t i = 0; i < results.size(); ++i) {
     const ScheduledChunk& chunk = batch_.chunks[i];
     Sequence* sequence = sequences_.find(chunk.id)->second.get();
-    sequence->computed += static_cast<int>(chunk.tokens.size());
-    if (chunk.rows == RowsWanted::kAll) {
+    if (chunk.prompt_rows_begin < chunk.prompt_rows_end) {
       sequence->prompt_rows_done = chunk.position + chunk.prompt_rows_end;
     }
-    if (!results[i].failed) IndexBlocks(sequence);
     if (results[i].failed) {
       ends->push_back({chunk.id, EndReason::kFailed});
-    } else if (chunk.samples) {
-      SLUICE_CHECK(results[i].token >= 0, "the chunk samples: a token is due");
-      sequence->tokens.push_back(results[i].token);
-      const auto& endings = sequence->spec.ending_ids;
-      if (std::find(endings.begin(), endings.end(), results[i].token) != endings.end()) {
-        ends->push_back({chunk.id, EndReason::kStop});
-      } else if (sequence->generated() >= sequence->spec.max_tokens) {
-        ends->push_back({chunk.id, EndReason::kLength});
-      }
+      continue;
+    }
+    const int rejected = chunk.drafts - results[i].accepted;
+    SLUICE_CHECK(results[i].accepted >= 0 && rejected >= 0);
+    sequence->computed += static_cast<int>(chunk.tokens.size()) - rejected;
+    account(*sequence).served += results[i].accepted / account(*sequence).weight;
+    const auto end = chunk.samples ? Append(chunk, results[i], sequence) : std::nullopt;
+    IndexBlocks(sequence);
+    TrimBlocks(sequence);
+    if (end) {
+      ends->push_back({chunk.id, *end});
     } else if (sequence->computed == sequence->size()) {
       ends->push_back({chunk.id, EndReason::kLength});  // max_tokens is 0
     }
   }
   for (const SequenceEnd& end : *ends) Remove(sequences_.find(end.id)->second.get());
+}
+
+std::optional<EndReason> Scheduler::Append(const ScheduledChunk& chunk, const ChunkResult& result,
+                                           Sequence* sequence) {
+  SLUICE_CHECK(result.token >= 0, "the chunk samples: a token is due");
+  const auto& endings = sequence->spec.ending_ids;
+  const auto ends = [&](int32_t token) {
+    return std::find(endings.begin(), endings.end(), token) != endings.end();
+  };
+  const size_t accepted = static_cast<size_t>(result.accepted);
+  for (const int32_t token : chunk.tokens.last(static_cast<size_t>(chunk.drafts)).first(accepted)) {
+    SLUICE_CHECK(!ends(token), "a token that ends the sequence is its last");
+    sequence->tokens.push_back(token);
+  }
+  sequence->tokens.push_back(result.token);
+  if (ends(result.token)) return EndReason::kStop;
+  if (sequence->generated() >= sequence->spec.max_tokens) return EndReason::kLength;
+  return std::nullopt;
+}
+
+void Scheduler::TrimBlocks(Sequence* sequence) {
+  const auto needed = static_cast<size_t>(BlocksFor(sequence->size()));
+  while (sequence->blocks.size() > needed) {
+    pool_.Release(sequence->blocks.back());
+    sequence->blocks.pop_back();
+    promised_ += sequence->promised;
+  }
 }
 
 void Scheduler::ObserveStep(double seconds) {

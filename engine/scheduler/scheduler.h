@@ -66,11 +66,15 @@
 //   blocks. Deficits, the bound on stalls and memory are decided without it. Without a former all
 //   decode.
 //
-// Where to go on
-//   Drafts. A decode is a chunk of one token; with drafts it is one of 1 + k tokens, all rows
-//   wanted, and ChunkResult carries the accepted tokens: Commit appends them, sets `computed`
-//   behind the last accepted one, and must not index blocks past it. Grow then asks for size + k.
-//   StepCost sees the extra work as decode work.
+// Drafts (draft_source.h)
+//   A decode is a chunk of one token, or, where a draft of its continuation is at hand, of 1 + k,
+//   all rows wanted. Of these the caller keeps what it found right: Commit appends it and counts
+//   as computed what is before the newest token; what was computed for the others is overwritten
+//   by the tokens that come instead, and never indexed. Drafts take what is left over when prompts
+//   were admitted: tokens, half of the rows that prompts may have, and free blocks, which are given
+//   back in Commit if the tokens were wrong; nobody is preempted for one. A draft never reaches
+//   past max_tokens. Its rows are decode work to StepCost, and only those kept are charged to the
+//   account.
 //
 // Invariants (between calls; CheckInvariants verifies them)
 //   1. Every block is free or held by exactly as many sequences as its count says; those that the
@@ -87,12 +91,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/scheduler/batch_former.h"
+#include "engine/scheduler/draft_source.h"
 #include "engine/scheduler/kv_block_pool.h"
 #include "engine/scheduler/prefix_index.h"
 #include "engine/scheduler/sequence.h"
@@ -144,12 +150,16 @@ struct ScheduledChunk {
   int prompt_rows_begin = 0;
   int prompt_rows_end = 0;
   int cached_tokens = 0;  // Sequence::cached
+  // The last so many tokens are guesses: row r of this chunk chooses generated token number
+  // sample_index + r, and means something only if the r guesses before it are what was chosen.
+  int drafts = 0;
 };
 
 struct Batch {
   std::vector<ScheduledChunk> chunks;
   int tokens = 0;
   int prompt_tokens = 0;                    // of them, those that are no decodes
+  int draft_tokens = 0;                     // of them, guesses
   std::vector<SequenceId> first_scheduled;  // admitted for the first time
   std::vector<SequenceId> preempted;        // during this Schedule
 };
@@ -157,6 +167,7 @@ struct Batch {
 // What became of a chunk.
 struct ChunkResult {
   int32_t token = -1;   // the sampled token, when the chunk samples
+  int accepted = 0;     // guesses that were right, from the first on; `token` comes after them
   bool failed = false;  // the sequence cannot go on; it is finished and freed
 };
 
@@ -197,6 +208,8 @@ class Scheduler {
   void SetOffloaded(bool offloaded) { offloaded_ = offloaded; }
   // `former` outlives the scheduler; null: everybody decodes.
   void SetBatchFormer(BatchFormer* former) { former_ = former; }
+  // `drafts` outlives the scheduler; null: decodes have one token.
+  void SetDraftSource(DraftSource* drafts) { draft_source_ = drafts; }
   // Steps in which prompts kept decodes waiting for longer than max_decode_stall_seconds.
   uint64_t stalls() const { return stalls_; }
 
@@ -246,6 +259,11 @@ class Scheduler {
   // for it.
   bool Decode();
   bool DecodeChosen();
+  // Asks for drafts of the step's decodes; then, when all else is in the step, adds them.
+  void PlanDrafts();
+  void AddDrafts();
+  // Blocks for a draft of at most `count` tokens; how many it may have.
+  int GrowForDraft(Sequence* sequence, int count);
   void AddPrompts(bool admit);
   void GoOn(Sequence* sequence, int* budget);
   bool Admit(Sequence* sequence, int* budget);
@@ -263,6 +281,11 @@ class Scheduler {
   bool IsBeingComputed(const Sequence& sequence, std::span<const int32_t> blocks) const;
   // Makes the sequence's full computed blocks known.
   void IndexBlocks(Sequence* sequence);
+  // Appends the tokens of a result that did not fail; whether one of them ends the sequence.
+  std::optional<EndReason> Append(const ScheduledChunk& chunk, const ChunkResult& result,
+                                  Sequence* sequence);
+  // Gives back blocks that only wrong guesses needed.
+  void TrimBlocks(Sequence* sequence);
   void ReleaseBlocks(Sequence* sequence);
   void Remove(Sequence* sequence);
   std::string CheckSequence(const Sequence& sequence) const;
@@ -288,8 +311,14 @@ class Scheduler {
   double prompt_work_left_ = 0;               // of the step being made
   bool offloaded_ = false;
   BatchFormer* former_ = nullptr;
-  bool nobody_fits_ = false;         // of those who wait, as of the last step
-  std::vector<Sequence*> decoders_;  // of ChooseDecoders
+  DraftSource* draft_source_ = nullptr;
+  std::vector<Sequence*> drafted_;                // those whose decodes the step has, in order
+  std::vector<int> draft_limits_;                 // of drafted_
+  std::vector<std::span<const int32_t>> drafts_;  // of drafted_
+  std::vector<int32_t> draft_tokens_;             // the tokens of chunks with drafts
+  int planned_drafts_ = 0;                        // tokens
+  bool nobody_fits_ = false;                      // of those who wait, as of the last step
+  std::vector<Sequence*> decoders_;               // of ChooseDecoders
   std::vector<SequenceId> decoder_ids_;
   std::vector<uint8_t> chosen_;
   uint64_t stalls_ = 0;

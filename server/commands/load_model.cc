@@ -115,8 +115,8 @@ Result<ModelOptions> ServedModelOptions(const Config& config, const fs::path& pa
   options.threads = config.engine.threads;
   options.max_batch_tokens = config.engine.max_batch_tokens;
   options.max_sequences = config.engine.max_running;
-  // Prompts whose log-probabilities are wanted get 64 rows a step: the output head's rows are
-  // large.
+  // Prompts whose log-probabilities are wanted get 64 rows a step, half of them drafts if there are
+  // any: the output head's rows are large.
   options.max_logit_rows = std::min(config.engine.max_batch_tokens, config.engine.max_running + 64);
   options.max_context = plan->context;
   options.kv_blocks = plan->blocks;
@@ -263,6 +263,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   options.prefix_cache = config.engine.prefix_cache == "on";
   options.batch_order = *ParseBatchOrder(config.engine.batch_order);  // checked by the schema
   options.max_affinity_delay_seconds = config.engine.max_affinity_delay_ms / 1000.0;
+  options.speculation = *ParseSpeculation(config.engine.speculation);  // checked by the schema
   served->engine = Engine::Start(std::move(*model), options,
                                  [metrics, forecast = std::shared_ptr(std::move(forecast)), &log](
                                      int batch_tokens, int sequences, double step_seconds) {

@@ -73,6 +73,7 @@ struct EngineSettings {
   std::string prefix_cache = "on";
   std::string batch_order = "auto";
   int max_affinity_delay_ms = 2000;
+  std::string speculation = "off";
   std::string state_dir;  // empty: nothing is kept over a restart
 };
 

@@ -78,27 +78,6 @@ void AddTiers(const ExpertTierStats& stats, MetricSnapshot* out) {
   }
 }
 
-void AddGuards(const ExpertTierStats& stats, MetricSnapshot* out) {
-  using Guard = ExpertTierStats::Guard;
-  for (const Guard& g : stats.guards) {
-    out->Gauge("sluice_guard_on", "1 while a mechanism that must pay for itself is on.", g.on,
-               {{"mechanism", g.name}});
-  }
-  for (const Guard& g : stats.guards) {
-    out->Gauge("sluice_guard_gain",
-               "Measured cost per token without the mechanism over that with it; 0: not known.",
-               g.gain, {{"mechanism", g.name}});
-  }
-  for (const Guard& g : stats.guards) {
-    out->Counter("sluice_guard_decisions_total", "Times the mechanism was switched.",
-                 static_cast<double>(g.decisions), {{"mechanism", g.name}});
-  }
-  for (const Guard& g : stats.guards) {
-    out->Counter("sluice_guard_trial_steps_total", "Steps in the other setting, to measure it.",
-                 static_cast<double>(g.trial_steps), {{"mechanism", g.name}});
-  }
-}
-
 void AddPlaces(const ExpertTierStats& stats, MetricSnapshot* out) {
   const auto experts = static_cast<size_t>(stats.experts_per_layer);
   if (experts == 0) return;
@@ -172,8 +151,29 @@ void AddExpertMetrics(const ExpertTierStats& stats, bool per_expert, MetricSnaps
   }
   AddLinks(stats, out);
   AddTiers(stats, out);
-  AddGuards(stats, out);
+  AddGuardMetrics(stats.guards, out);
   if (per_expert) AddPlaces(stats, out);
+}
+
+void AddGuardMetrics(std::span<const ExpertTierStats::Guard> guards, MetricSnapshot* out) {
+  using Guard = ExpertTierStats::Guard;
+  for (const Guard& g : guards) {
+    out->Gauge("sluice_guard_on", "1 while a mechanism that must pay for itself is on.", g.on,
+               {{"mechanism", g.name}});
+  }
+  for (const Guard& g : guards) {
+    out->Gauge("sluice_guard_gain",
+               "Measured cost per token without the mechanism over that with it; 0: not known.",
+               g.gain, {{"mechanism", g.name}});
+  }
+  for (const Guard& g : guards) {
+    out->Counter("sluice_guard_decisions_total", "Times the mechanism was switched.",
+                 static_cast<double>(g.decisions), {{"mechanism", g.name}});
+  }
+  for (const Guard& g : guards) {
+    out->Counter("sluice_guard_trial_steps_total", "Steps in the other setting, to measure it.",
+                 static_cast<double>(g.trial_steps), {{"mechanism", g.name}});
+  }
 }
 
 }  // namespace sluice

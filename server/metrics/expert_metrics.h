@@ -2,6 +2,8 @@
 // and dashboards read.
 #pragma once
 
+#include <span>
+
 #include "engine/experts/tier_stats.h"
 #include "server/metrics/snapshot.h"
 
@@ -10,5 +12,8 @@ namespace sluice {
 // `per_expert`: also two series for every expert of the model (heat, planes in memory): many, and
 // for a viewer rather than for a database.
 void AddExpertMetrics(const ExpertTierStats& stats, bool per_expert, MetricSnapshot* out);
+
+// Of mechanisms that are measured while they run.
+void AddGuardMetrics(std::span<const ExpertTierStats::Guard> guards, MetricSnapshot* out);
 
 }  // namespace sluice

@@ -203,6 +203,16 @@ void Metrics::Impl::AddEngine(const EngineStats& s, Snapshot& out) const {
   out.Gauge("sluice_batch_longest_wait_seconds",
             "Longest time that a sequence which could decode waited for its step.",
             s.affinity.longest_wait_seconds);
+  out.Counter("sluice_speculation_drafted_tokens_total",
+              "Tokens guessed and computed before they were due.",
+              static_cast<double>(s.speculation.drafted_tokens));
+  out.Counter("sluice_speculation_accepted_tokens_total",
+              "Of these, those that were right: generated without a step of their own.",
+              static_cast<double>(s.speculation.accepted_tokens));
+  // With tiers it is among theirs.
+  if (s.expert_tiers == nullptr && s.speculation.guard != nullptr) {
+    AddGuardMetrics({s.speculation.guard.get(), 1}, &out);
+  }
   out.Counter("sluice_prefill_seconds_total", "Prefill time summed over sequences.",
               s.prefill_seconds);
   out.Counter("sluice_decode_seconds_total", "Decode time summed over sequences.",

@@ -138,18 +138,20 @@ void FakeModel::RunChunk(const SequenceChunk& chunk) {
     *SlotAt(chunk, p) = {chunk.tokens[i], p, chain, poisoned};
     const bool last = i + 1 == chunk.tokens.size();
     if (chunk.logits == LogitRows::kAll || (chunk.logits == LogitRows::kLast && last)) {
-      AppendRow(*SlotAt(chunk, p));
+      const bool repeats = fake_.period > 0 && p + 1 >= fake_.period;
+      AppendRow(*SlotAt(chunk, p), repeats ? SlotAt(chunk, p + 1 - fake_.period)->token : -1);
     }
   }
 }
 
-void FakeModel::AppendRow(const Slot& slot) {
+void FakeModel::AppendRow(const Slot& slot, int32_t likely) {
   const size_t begin = logits_.size();
   for (int v = 0; v < fake_.vocab; ++v) {
     const uint64_t hash = Mix(slot.chain ^ (static_cast<uint64_t>(v) * 0xD6E8FEB86659FD93ull));
     logits_.push_back(static_cast<float>(hash >> 40) * 0x1.0p-21f - 4.0f);  // [-4, 4)
   }
   for (int32_t eos : fake_.eos_ids) logits_[begin + static_cast<size_t>(eos)] += fake_.eos_bonus;
+  if (likely >= 0) logits_[begin + static_cast<size_t>(likely)] += fake_.period_bonus;
   if (slot.poisoned) logits_[begin + 1] = std::numeric_limits<float>::quiet_NaN();
 }
 

@@ -24,6 +24,9 @@ struct FakeModelOptions {
   int32_t poison_token = -1;
   // Added to the logits of eos_ids: how likely sequences are to end by themselves.
   float eos_bonus = 0;
+  // More than 0: the token that came so many before the next one is likely to come again.
+  int period = 0;
+  float period_bonus = 6;
   // More than 0: the model keeps experts in tiers, within a budget of at least this.
   uint64_t least_budget = 0;
 };
@@ -73,7 +76,8 @@ class FakeModel final : public Model {
   bool CheckBlocks(const SequenceChunk& chunk);
   Slot* SlotAt(const SequenceChunk& chunk, int position);
   void RunChunk(const SequenceChunk& chunk);
-  void AppendRow(const Slot& slot);
+  // likely: a token that gets period_bonus; -1: none.
+  void AppendRow(const Slot& slot, int32_t likely);
 
   FakeModelOptions fake_;
   ModelConfig config_;

@@ -69,15 +69,32 @@ GenerationRequest RequestNumber(int i, int vocab) {
   return request;
 }
 
-std::vector<std::shared_ptr<RecordingSink>> RunAll(Model* model, int company) {
+// A sequence that repeats itself whatever the model says, and goes another way in the middle.
+GenerationRequest RepetitiveRequest(int i, int vocab) {
+  GenerationRequest request = SimpleRequest({}, 40);
+  for (int t = 0; t < 16; ++t) request.prompt.push_back((29 * i + 13 * (t % 4) + 3) % vocab);
+  request.logprobs = 1;
+  for (int t = 0; t < 4; ++t) {
+    request.sampling.logit_bias.push_back({(29 * i + 13 * t + 3) % vocab, 8.0f});
+  }
+  request.sampling.temperature = 1;
+  request.sampling.seed = static_cast<uint64_t>(i);
+  return request;
+}
+
+std::vector<std::shared_ptr<RecordingSink>> RunAll(
+    Model* model, int company, Speculation speculation = Speculation::kOff,
+    GenerationRequest (*request_number)(int, int) = RequestNumber,
+    SpeculationStats* stats = nullptr) {
   EngineOptions options;
+  options.speculation = speculation;
   options.max_running = company;
   options.prefill_chunk = 4;
   const ManualClock clock;
   EngineCore core(model, options, &clock);
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (int i = 0; i < kRequests; ++i) {
-    const GenerationRequest request = RequestNumber(i, model->config().vocab);
+    const GenerationRequest request = request_number(i, model->config().vocab);
     REQUIRE(core.Validate(request).has_value());
     REQUIRE(core.Reserve(static_cast<int64_t>(request.prompt.size())));
     sinks.push_back(std::make_shared<RecordingSink>());
@@ -86,6 +103,7 @@ std::vector<std::shared_ptr<RecordingSink>> RunAll(Model* model, int company) {
   while (core.Step()) REQUIRE(core.CheckInvariants() == "");
   for (const auto& sink : sinks) REQUIRE(sink->finished());
   CHECK(core.Stats().kv_blocks_used == 0);
+  if (stats != nullptr) *stats = core.Stats().speculation;
   return sinks;
 }
 
@@ -156,6 +174,40 @@ TEST_CASE("Sequences that need no lost expert of a truncated file go on", "[runt
   }
   CHECK(failed > 0);
   CHECK(failed < kRequests);
+}
+
+TEST_CASE("An expert that only a wrong guess needs ends nobody", "[runtime][tiers][speculation]") {
+  const TestPack pack;
+  for (const bool damaged : {false, true}) {
+    if (damaged) pack.Damage(1, 2);
+    std::vector<std::string> expected;
+    int failed = 0;
+    for (const Speculation setting : {Speculation::kOff, Speculation::kNgram}) {
+      for (const int company : {1, 3, 8}) {
+        INFO("company " << company << (damaged ? ", damaged" : ""));
+        const auto model = pack.Load(/*on_demand=*/damaged);
+        SpeculationStats stats;
+        const auto sinks = RunAll(model.get(), company, setting, RepetitiveRequest, &stats);
+        std::vector<std::string> bytes;
+        for (const auto& sink : sinks) {
+          bytes.push_back(Bytes(*sink));
+          // What its tokens used, and no guess.
+          const ExpertCounts& used = sink->finish.usage.experts;
+          bytes.back() += " " + std::to_string(used.assignments);
+          if (!sink->tokens.empty()) {
+            bytes.back() += " " + std::to_string(sink->tokens.back().experts.assignments);
+          }
+          if (expected.empty()) failed += sink->finish.reason == FinishReason::kError;
+        }
+        if (expected.empty()) expected = bytes;
+        CHECK(bytes == expected);
+        CHECK((stats.drafted_tokens > 0) == (setting == Speculation::kNgram));
+        if (setting == Speculation::kNgram && !damaged) CHECK(stats.accepted_tokens > 50);
+      }
+    }
+    if (damaged) CHECK(failed > 0);
+    if (!damaged) CHECK(failed == 0);
+  }
 }
 
 }  // namespace
