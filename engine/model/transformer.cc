@@ -17,6 +17,9 @@ constexpr size_t kReserveBytes = size_t{16} << 20;
 
 // Smaller steps read experts too often for what their buffers save.
 constexpr int kLeastBatchTokens = 32;
+// Buffers of a step take at most one in so many bytes of what they leave to experts, where smaller
+// steps can help it.
+constexpr uint64_t kArenaPart = 4;
 
 void Add(const PackedMatrix& matrix, ActivationForms* forms) {
   if (matrix) forms->Add(matrix.activation_form());
@@ -150,7 +153,11 @@ Result<> Transformer::AllocateExperts(uint64_t resident_bytes) {
       tiered->SetMemory(tiered->cache().all_bytes());
       return {};
     }
-    if (LeastBudget() <= budget || options_.max_batch_tokens / 2 < least_tokens) break;
+    const uint64_t usable = budget - budget / 512;
+    const uint64_t left = usable - std::min(usable, other_bytes_);  // for experts
+    const bool fits = LeastBudget() <= budget && (left >= tiered->cache().all_bytes() ||
+                                                  sizes.arena_bytes <= left / kArenaPart);
+    if (fits || options_.max_batch_tokens / 2 < least_tokens) break;
     options_.max_batch_tokens /= 2;
     options_.max_logit_rows = std::min(options_.max_logit_rows, options_.max_batch_tokens);
     if (auto ok = AllocateStep(); !ok) return ok.error();

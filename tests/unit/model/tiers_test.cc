@@ -132,6 +132,29 @@ TEST_CASE("A budget below the least is refused, names the least, and changes not
   CHECK(SameBytes(Run(*model, pack), expected));
 }
 
+TEST_CASE("Steps are smaller where their buffers would leave experts little", "[model][tiers]") {
+  const TestPack pack("olmoe");
+  const auto load = [&](uint64_t budget) {
+    ModelOptions options;
+    options.threads = 1;
+    options.max_batch_tokens = 2048;
+    options.max_sequences = 8;
+    options.kv_blocks = 64;
+    options.tiers.memory_budget = budget;
+    return LoadOrFail(pack.path(), options);
+  };
+  const auto large = load(0);
+  const uint64_t least = large->memory()->least_budget, all = large->memory()->expert_bytes;
+  const uint64_t arena = large->footprint().arena_bytes;
+  REQUIRE(arena > all);
+  // Memory for all experts: nothing is made smaller for their sake.
+  CHECK(load(least + 2 * all + arena)->options().max_batch_tokens == 2048);
+  const auto small = load(least + all / 4);
+  CHECK(small->options().max_batch_tokens < 2048);
+  CHECK(small->memory()->expert_capacity > all / 2);
+  CHECK(SameBytes(Run(*small, pack), Resident(pack)));
+}
+
 TEST_CASE("With experts on disk, logits do not depend on threads or company", "[model][tiers]") {
   for (const char* name : {"olmoe", "qwen3_moe"}) {
     const TestPack pack(name);
