@@ -98,10 +98,11 @@ double Speculator::RowSeconds() const {
   const double assumed = options_.row_share * seconds / (1 + options_.row_share * (rows - 1));
   const double variance = std::max(0.0, rows_rows_ / weight_ - rows * rows);
   const double together = rows_seconds_ / weight_ - rows * seconds;
-  // All of a step's time is what rows cost at most.
-  return std::clamp((together + kAssumedVariance / weight_ * assumed) /
-                        (variance + kAssumedVariance / weight_),
-                    0.0, seconds / rows);
+  // All of a step's time is what rows cost at most. Drafts are wanted where a text repeats, and
+  // such text uses experts again that are at hand: the line alone would call rows too cheap.
+  const double slope =
+      (together + kAssumedVariance / weight_ * assumed) / (variance + kAssumedVariance / weight_);
+  return std::max(assumed, std::min(slope, seconds / rows));
 }
 
 double Speculator::StepSeconds(double rows) const {

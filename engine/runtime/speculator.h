@@ -12,8 +12,8 @@
 //     Guesses are kept and scored against what was generated whether or not they were computed, so
 //     a sequence that gets no drafts for want of success is found out when it begins to repeat.
 //   - Seconds: a straight line through the recent steps without prompts, seconds over rows, waiting
-//     for experts from disk included. Until rows have varied, an added row is taken to cost its
-//     experts' bytes (SpeculatorOptions::row_share).
+//     for experts from disk included. An added row is taken to cost its experts'
+//     bytes at least (SpeculatorOptions::row_share).
 //
 // Settings (--speculation)
 //   off    no drafts

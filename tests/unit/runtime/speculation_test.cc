@@ -95,13 +95,11 @@ TEST_CASE("Answers are the same bytes with drafts, however tokens are chosen and
       CHECK(drafted.bytes == plain.bytes);
       CHECK(drafted.stats.generated_tokens == plain.stats.generated_tokens);
       CHECK(drafted.stats.prompt_tokens == plain.stats.prompt_tokens);
-      CHECK(drafted.stats.speculation.accepted_tokens <=
-            drafted.stats.speculation.drafted_tokens);
+      CHECK(drafted.stats.speculation.accepted_tokens <= drafted.stats.speculation.drafted_tokens);
       // Or nothing was tested: some are right, some are wrong.
       if (setting == Speculation::kNgram) {
         CHECK(drafted.stats.speculation.accepted_tokens > 100);
-        CHECK(drafted.stats.speculation.accepted_tokens <
-              drafted.stats.speculation.drafted_tokens);
+        CHECK(drafted.stats.speculation.accepted_tokens < drafted.stats.speculation.drafted_tokens);
       }
     }
   }
