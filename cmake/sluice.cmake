@@ -10,7 +10,8 @@ endif()
 # What every translation unit of ours is compiled with.
 add_library(sluice_options INTERFACE)
 target_include_directories(sluice_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(sluice_options INTERFACE -Wall -Wextra -Werror -fno-fast-math -ffp-contract=off)
+target_compile_options(sluice_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Werror;-fno-fast-math;-ffp-contract=off>")
 if(SLUICE_SANITIZE)
   target_compile_options(sluice_options INTERFACE -fsanitize=${SLUICE_SANITIZE} -fno-omit-frame-pointer
                                                   -fno-sanitize-recover=all -g1)

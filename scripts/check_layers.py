@@ -3,7 +3,7 @@
 
 Dependencies point one way (README, "The house"): every `#include "a/b/..."` of a module must be of the module
 itself, of one listed for it below, or of one that those reach. Only server/ may include Asio, Beast and
-prometheus-cpp; kernels/ includes nothing of the engine. Exits 1 with one line per broken rule.
+prometheus-cpp, only kernels/cuda CUDA's headers; kernels/ includes nothing of the engine. Exits 1 with one line per broken rule.
 """
 import pathlib
 import re
@@ -13,6 +13,7 @@ DIRECT = {
     "kernels/common": [],
     "kernels/reference": ["kernels/common"],
     "kernels/cpu": ["kernels/common"],
+    "kernels/cuda": ["kernels/common"],
     "engine/base": [],
     "engine/tensor": ["engine/base", "kernels/common", "kernels/cpu"],
     "engine/arch": ["engine/base", "engine/tensor", "kernels/common"],
@@ -26,6 +27,8 @@ DIRECT = {
     "engine/runtime": ["engine/model", "engine/scheduler", "engine/sampling", "engine/text"],
     "server": ["engine/runtime", "engine/convert", "engine/text", "engine/base"],
 }
+# CUDA's own headers, in kernels/cuda alone.
+CUDA_ONLY = re.compile(r"^(cuda|cublas)")
 SERVER_ONLY = re.compile(r"^(boost/(asio|beast)|prometheus/)")
 # The seam headers that the server may name: engine.h hands them out, packs are told from other files and inspected.
 SERVER_REACHES = {"engine/model", "engine/experts", "engine/sampling", "engine/arch", "engine/formats", "kernels/common", "kernels/cpu"}
@@ -72,6 +75,8 @@ def main():
                 checked += 1
                 if SERVER_ONLY.match(target) and module != "server":
                     errors.append(f"{name}:{number}: only server/ may include <{target}>")
+                if CUDA_ONLY.match(target) and module != "kernels/cuda":
+                    errors.append(f"{name}:{number}: only kernels/cuda may include <{target}>")
                 if kind == '"':
                     other = module_of(target)
                     if other is None or not (root / target).exists():
