@@ -400,6 +400,8 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs a) {
     if (place.begin < 0) place.begin = 0;
     if (place.end > kAttentionPartTokens) place.end = kAttentionPartTokens;
     if (place.begin >= place.end) continue;
+    // Of what the tile before may still read, `s.v` and `s.top`, nothing is written before the
+    // barrier below.
 
     for (int i = thread; i < R * head_dim; i += kThreads) {
       // Rows past the last repeat it, and are not written.
@@ -454,7 +456,6 @@ __global__ void __launch_bounds__(kThreads) AttentionKernel(AttentionArgs a) {
         partial[head_dim + 1] = s.total[r];
       }
     }
-    __syncthreads();
   }
 }
 
