@@ -29,14 +29,18 @@ int main(int argc, char** argv) {
   app.footer(kFooter);
   app.get_formatter()->column_width(36);
   int exit_code = 0;
+#if defined(SLUICE_WITH_SERVER)
   sluice::AddServe(app, &exit_code);
+#endif
   sluice::AddBench(app, &exit_code);
   sluice::AddEval(app, &exit_code);
   sluice::AddPack(app, &exit_code);
   sluice::AddInspect(app, &exit_code);
-  sluice::AddPlan(app, &exit_code);
   sluice::AddTrace(app, &exit_code);
+#if defined(SLUICE_WITH_SERVER)
+  sluice::AddPlan(app, &exit_code);
   sluice::AddTop(app, &exit_code);
+#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
