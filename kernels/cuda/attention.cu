@@ -25,7 +25,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpLanes;
 constexpr int kKvBlockTokens = 16;
-constexpr int kPartBlocks = kAttentionPartTokens / kKvBlockTokens;
 constexpr int kLaneTokens = kAttentionPartTokens / kWarpLanes;
 constexpr int kMaxHeadDim = 256;
 constexpr float kLog2E = 1.44269504f;
