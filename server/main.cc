@@ -7,15 +7,19 @@
 
 namespace {
 
-constexpr const char* kFooter = R"(Examples:
-  sluice serve --model deploy/demo-model            serve on http://127.0.0.1:8080
-  sluice bench --model deploy/demo-model --json     measure this machine
+constexpr const char* kFooter =
+    "Examples:\n"
+#if defined(SLUICE_WITH_SERVER)
+    R"(  sluice serve --model deploy/demo-model            serve on http://127.0.0.1:8080
+  sluice plan --model MODEL.sluice --users 4        foretell memory and speed here
+  sluice top http://127.0.0.1:8080                  watch a running server
+)"
+#endif
+    R"(  sluice bench --model deploy/demo-model --json     measure this machine
   sluice eval --model deploy/demo-model --text FILE measure the model
   sluice pack MODEL.gguf MODEL.sluice               make a pack: one file, ready to compute
   sluice inspect MODEL.sluice --verify              show what a pack holds; check it
-  sluice plan --model MODEL.sluice --users 4        foretell memory and speed here
   sluice trace replay FILE.trace --policy lru,auto  compare cache policies on recorded routing
-  sluice top http://127.0.0.1:8080                  watch a running server
 
 `sluice COMMAND --help` is the manual of a command.)";
 
