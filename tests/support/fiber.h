@@ -15,7 +15,11 @@ namespace sluice {
 
 class Fiber {
  public:
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  static constexpr size_t kStackBytes = 256 << 10;  // frames are larger
+#else
   static constexpr size_t kStackBytes = 64 << 10;
+#endif
 
   Fiber(void (*main)(void*), void* argument);
   ~Fiber();
