@@ -125,9 +125,9 @@ class Machine {
     return arena_.data() + start;
   }
 
-  [[noreturn]] void Fail(const std::string& what, Place at) {
+  [[noreturn]] void Fail(const char* what, Place at) {
     const Dim3& i = current_->index;
-    failure_ = what + " (" + Where(at) + ", block " + std::to_string(block_.x) + " " +
+    failure_ = std::string(what) + " (" + Where(at) + ", block " + std::to_string(block_.x) + " " +
                std::to_string(block_.y) + " " + std::to_string(block_.z) + ", thread " +
                std::to_string(i.x) + ")";
     for (;;) current_->fiber->Leave();
@@ -321,6 +321,6 @@ uint32_t Exchange(uint32_t mask, uint32_t value, int source, Place at) {
 void* SharedObject(size_t bytes, size_t alignment, Place at) {
   return TheMachine().SharedObject(bytes, alignment, at);
 }
-void Fail(const std::string& what, Place at) { TheMachine().Fail(what, at); }
+void Fail(const char* what, Place at) { TheMachine().Fail(what, at); }
 
 }  // namespace sluice::cuda_emulation

@@ -85,8 +85,8 @@ void BlockBarrier(Place at);
 uint32_t Exchange(uint32_t mask, uint32_t value, int source, Place at);
 // The block's object for a declaration at `at`: the same address for all threads.
 void* SharedObject(size_t bytes, size_t alignment, Place at);
-// Ends the launch.
-[[noreturn]] void Fail(const std::string& what, Place at);
+// Ends the launch. `what` is a literal: nothing on a stopped fiber's stack is destroyed.
+[[noreturn]] void Fail(const char* what, Place at);
 
 inline int LaneIndex() { return static_cast<int>(ThreadIndex().x % 32); }
 
