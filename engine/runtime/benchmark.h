@@ -69,8 +69,9 @@ struct BenchmarkReport {
   std::vector<BenchmarkRow> rows;
   Roofline roofline;
   std::string model, isa, weight_dtype, kv_dtype;
-  double load_seconds = 0;
-  size_t peak_rss_bytes = 0;                       // since the model began to load
+  double load_seconds = 0;    // until the model answers
+  double fill_seconds = 0;    // then, until all experts are in memory, where they fit; else 0
+  size_t peak_rss_bytes = 0;  // since the model began to load
   std::shared_ptr<const ExpertTierStats> experts;  // of the whole run; null: all in memory for good
   double disk_bandwidth = 0;  // bytes per second of direct reads of the pack; 0: not a pack
   ModelFootprint footprint;

@@ -520,7 +520,7 @@ void Scheduler::TrimBlocks(Sequence* sequence) {
 void Scheduler::ObserveStep(double seconds) {
   SLUICE_CHECK(!in_step_);
   if (options_.max_decode_stall_seconds > 0 && decode_work_ > 0 && prompt_work_ > 0 &&
-      seconds - cost_.AtLeast(decode_work_) > options_.max_decode_stall_seconds) {
+      seconds - cost_.Usual(decode_work_) > options_.max_decode_stall_seconds) {
     ++stalls_;
   }
   cost_.Observe(decode_work_ + prompt_work_, prompt_work_, seconds);

@@ -56,8 +56,7 @@ void StepCost::Observe(double work, double prompt_work, double seconds) {
       size.count = std::min(size.count, 1);  // a guess: the next step of this size weighs half
     }
   }
-  const double half_octave = std::round(2 * std::log2(std::max(work, 1.0)));
-  Size& size = sizes_[static_cast<size_t>(std::min(half_octave, kSizes - 1.0))];
+  Size& size = sizes_[Index(work)];
   if (!Fresh(size)) size = Size{};
   const double usual = seconds > size.seconds ? kSlower : kFaster;
   const double share = std::max(usual, 1.0 / (size.count + 1));
@@ -85,11 +84,15 @@ double StepCost::Touched(double work) const {
   return touch_ > 0 ? 1 - std::pow(1 - std::min(touch_, 0.999), work) : work;
 }
 
-double StepCost::ScaledUp(const Size& size, double work) const {
-  const double seconds = High(size);
+double StepCost::Scaled(const Size& size, double seconds, double work) const {
   const double arithmetic = std::min(seconds, arithmetic_ * size.work);
   return arithmetic * work / size.work +
          (seconds - arithmetic) * Touched(work) / Touched(size.work);
+}
+
+size_t StepCost::Index(double work) {
+  const double half_octave = std::round(2 * std::log2(std::max(work, 1.0)));
+  return static_cast<size_t>(std::min(half_octave, kSizes - 1.0));
 }
 
 double StepCost::AtMost(double work) const {
@@ -97,7 +100,7 @@ double StepCost::AtMost(double work) const {
   Neighbours(work, &below, &above);
   if (below == nullptr && above == nullptr) return std::numeric_limits<double>::infinity();
   if (below == nullptr) return High(*above);
-  const double scaled = ScaledUp(*below, work);
+  const double scaled = Scaled(*below, High(*below), work);
   if (above == nullptr) return scaled;
   return std::min(scaled, std::max(High(*below), High(*above)));
 }
@@ -112,13 +115,24 @@ double StepCost::AtLeast(double work) const {
                   std::max(below->seconds, above->seconds));
 }
 
+double StepCost::Usual(double work) const {
+  const Size& own = sizes_[Index(work)];
+  if (Fresh(own)) return own.seconds;
+  const Size *below, *above;
+  Neighbours(work, &below, &above);
+  if (below == nullptr && above == nullptr) return 0;
+  if (below == nullptr) return Scaled(*above, above->seconds, work);
+  const double scaled = Scaled(*below, below->seconds, work);
+  return above == nullptr ? scaled : std::min(scaled, std::max(below->seconds, above->seconds));
+}
+
 double StepCost::PromptWork(double decode_work, double stall_seconds, bool doubling) const {
   double work = std::ldexp(1.0, kSizes / 2 - 1);
   if (doubling) {
     const bool recent = steps_ - last_prompt_step_ < kFreshSteps;
     work = std::max(kFirstPrompt, recent ? 2 * last_prompt_work_ : 0);
   }
-  const double limit = AtLeast(decode_work) + stall_seconds;
+  const double limit = Usual(decode_work) + stall_seconds;
   while (work > 1 && AtMost(decode_work + work) > limit) work /= 1.125;
   return std::max(work, 1.0);
 }

@@ -22,6 +22,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace sluice {
@@ -45,6 +46,9 @@ class StepCost {
   double AtMost(double work) const;
   // Seconds that it takes at least, 0 before the first observation.
   double AtLeast(double work) const;
+  // What it usually takes: as seen, or as the nearest size seen, scaled; 0 before the first
+  // observation.
+  double Usual(double work) const;
 
   // The most prompt work that may join a step whose decodes are `decode_work`, so that it takes at
   // most `stall_seconds` longer than they alone. At least 1: prompts go on even where the bound is
@@ -70,8 +74,10 @@ class StepCost {
 
   // Share of the weights that are read for some tokens only.
   double Touched(double work) const;
-  // What a step of more work than `size` takes at most.
-  double ScaledUp(const Size& size, double work) const;
+  // `seconds`, which a step of `size` takes, for another work.
+  double Scaled(const Size& size, double seconds, double work) const;
+  // The size that steps of this work count for.
+  static size_t Index(double work);
 
   const double attention_;
   const double touch_;

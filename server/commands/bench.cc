@@ -65,7 +65,8 @@ nlohmann::ordered_json RowToJson(const BenchmarkRow& row, const BenchmarkReport&
           {"skipped_fraction", row.skipped_fraction},
           {"disk_bandwidth", report.disk_bandwidth},
           {"peak_rss", report.peak_rss_bytes},
-          {"load_seconds", report.load_seconds}};
+          {"load_seconds", report.load_seconds},
+          {"fill_seconds", report.fill_seconds}};
 }
 
 void PrintTable(const BenchmarkReport& report) {

@@ -79,6 +79,24 @@ TEST_CASE("Reading grows as the experts that tokens touch, arithmetic in proport
   CHECK(dense.AtMost(32) == Approx(8 * seconds(4)));
 }
 
+TEST_CASE("More decodes than were seen together are no reason to starve prompts beside them",
+          "[scheduler][cost]") {
+  // Decodes went in groups of two. Eight together touch 2.8 times as many experts, and a prompt of
+  // 14 tokens with them 1.4 times as many again.
+  StepCost cost(0, 0.125);
+  cost.Observe(4000, 4000, 8);
+  for (int i = 0; i < 20; ++i) cost.Observe(2, 0, 0.2);
+  CHECK(cost.Usual(2) == Approx(0.2));
+  CHECK(cost.Usual(8) > 0.5);
+  CHECK(cost.Usual(8) <= cost.AtMost(8));
+  const double prompt = cost.PromptWork(8, 0.25, false);
+  CHECK(prompt >= 10);
+  CHECK(prompt <= 16);
+  // Seen since: 8 take no longer than 2.
+  for (int i = 0; i < 20; ++i) cost.Observe(8, 0, 0.2);
+  CHECK(cost.Usual(8) == Approx(0.2));
+}
+
 TEST_CASE("A slower step is believed at once, a faster one after some", "[scheduler][cost]") {
   StepCost cost;
   for (int i = 0; i < 20; ++i) cost.Observe(64, 60, 0.1);
