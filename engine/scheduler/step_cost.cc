@@ -11,9 +11,11 @@ namespace {
 // that turns out fast after a few steps.
 constexpr double kSlower = 0.5;
 constexpr double kFaster = 0.2;
-// A step this many times slower than expected says that all sizes are: the disk or the processor
+// Steps this many times slower than expected say that all sizes are: the disk or the processor
 // has turned slow, or another kind of prompt has come.
 constexpr double kSurprise = 1.5;
+// One or two in a row say nothing: other decodes have their turn, and their experts are read.
+constexpr int kSurprises = 3;
 // Per step: what was possible once is not expected for ever.
 constexpr double kForget = 1.0005;
 
@@ -49,14 +51,21 @@ void StepCost::Observe(double work, double prompt_work, double seconds) {
     last_prompt_work_ = prompt_work;
     last_prompt_step_ = steps_;
   }
-  const double expected = AtMost(work);
-  if (expected > 0 && seconds > kSurprise * expected) {
-    for (Size& size : sizes_) {
-      size.seconds *= seconds / expected;
-      size.count = std::min(size.count, 1);  // a guess: the next step of this size weighs half
-    }
-  }
   Size& size = sizes_[Index(work)];
+  const double expected = AtMost(work);
+  if (Fresh(size) && seconds > kSurprise * expected) {
+    const double ratio = seconds / expected;
+    slowdown_ = surprises_ == 0 ? ratio : std::min(slowdown_, ratio);
+    if (++surprises_ == kSurprises) {
+      surprises_ = 0;
+      for (Size& each : sizes_) {
+        each.seconds *= slowdown_;
+        each.count = std::min(each.count, 1);  // a guess: the next step of this size weighs half
+      }
+    }
+  } else {
+    surprises_ = 0;
+  }
   if (!Fresh(size)) size = Size{};
   const double usual = seconds > size.seconds ? kSlower : kFaster;
   const double share = std::max(usual, 1.0 / (size.count + 1));

@@ -11,8 +11,9 @@
 // experts that so many tokens touch when each chooses a `touch` of a layer's at random. Tokens of a
 // text have more of them in common. Prompts get what
 // fits at most, the usual deviation of a size included; that ends up as a step that is seen, so the
-// sizes creep up to the bound. A step that is slower than expected by half makes every size slower,
-// until seen otherwise. What was not seen for kFreshSteps steps is not believed any more.
+// sizes creep up to the bound. Three steps in a row that are slower than expected by half make
+// every size slower, until seen otherwise. What was not seen for kFreshSteps steps is not believed
+// any more.
 //
 // The second property has a gap: the tokens of a new prompt may need experts that are on disk while
 // the tokens before it found theirs in memory. Where that can be, prompt work at most doubles from
@@ -84,6 +85,8 @@ class StepCost {
   double arithmetic_ = 0;  // least seconds that a unit of work was seen to take; 0: none yet
   std::array<Size, kSizes> sizes_;
   int64_t steps_ = 0;
+  int surprises_ = 0;    // steps in a row that were slower than expected
+  double slowdown_ = 0;  // the least of them, as a ratio
   double last_prompt_work_ = 0;
   int64_t last_prompt_step_ = -kFreshSteps;
 };

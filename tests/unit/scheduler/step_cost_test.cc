@@ -97,6 +97,24 @@ TEST_CASE("More decodes than were seen together are no reason to starve prompts 
   CHECK(cost.Usual(8) == Approx(0.2));
 }
 
+TEST_CASE("One slow step says nothing of other sizes, three in a row do", "[scheduler][cost]") {
+  StepCost cost;
+  for (int i = 0; i < 10; ++i) {
+    cost.Observe(64, 60, 0.4);
+    cost.Observe(4, 0, 0.1);
+  }
+  cost.Observe(4, 0, 2);
+  CHECK(cost.AtMost(64) == Approx(0.4));
+  for (int i = 0; i < 30; ++i) cost.Observe(4, 0, 0.1);
+  CHECK(cost.Usual(4) == Approx(0.1).margin(0.01));
+  // A size that was never seen surprises nobody.
+  for (int i = 0; i < 3; ++i) cost.Observe(1, 0, 5);
+  CHECK(cost.AtMost(64) <= Approx(5.1));
+  for (int i = 0; i < 30; ++i) cost.Observe(4, 0, 0.1);
+  for (const double seconds : {1.0, 4.0, 16.0}) cost.Observe(4, 0, seconds);
+  CHECK(cost.AtMost(64) > 0.4 * 2);
+}
+
 TEST_CASE("A slower step is believed at once, a faster one after some", "[scheduler][cost]") {
   StepCost cost;
   for (int i = 0; i < 20; ++i) cost.Observe(64, 60, 0.1);
