@@ -34,7 +34,7 @@ struct BenchmarkOptions {
   std::optional<KvDType> kv_dtype;  // default: as ModelOptions
   int expert_bits = 0;              // packs: precision of routed experts; 0: all there is
   int prefill_chunk = 512;
-  BatchOrder batch_order = BatchOrder::kAuto;  // of streams whose experts come from disk
+  BatchOrder batch_order = BatchOrder::kFcfs;  // of streams whose experts come from disk
   double max_affinity_delay_seconds = 2;
   TierOptions tiers;  // packs only
   QualitySettings quality = {};

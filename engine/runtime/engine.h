@@ -103,7 +103,7 @@ struct EngineOptions {
   bool prefix_cache = true;
   // Who decodes together where experts come from disk, and how long one may wait for the company of
   // others (affinity_former.h); changes no token.
-  BatchOrder batch_order = BatchOrder::kAuto;
+  BatchOrder batch_order = BatchOrder::kFcfs;
   double max_affinity_delay_seconds = 2;
   // Guesses of tokens to come that a step checks together (speculator.h); changes no token. Needs
   // Model rows to spare: ModelOptions::max_logit_rows beyond max_running.

@@ -28,7 +28,7 @@ Examples:
 
 struct Arguments {
   BenchmarkOptions options;
-  std::string batch_order = "auto";
+  std::string batch_order = "fcfs";
   int max_affinity_delay_ms = 2000;
   std::string model, cache_directory, isa = "auto", kv_dtype = "auto";
   CommandLine experts;

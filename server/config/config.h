@@ -71,7 +71,7 @@ struct EngineSettings {
   int prefill_chunk = 512;
   int max_decode_stall_ms = 250;
   std::string prefix_cache = "on";
-  std::string batch_order = "auto";
+  std::string batch_order = "fcfs";
   int max_affinity_delay_ms = 2000;
   std::string speculation = "off";
   std::string state_dir;  // empty: nothing is kept over a restart
