@@ -21,6 +21,9 @@ constexpr int kLeastBatchTokens = 32;
 // steps can help it.
 constexpr uint64_t kArenaPart = 4;
 
+// Of a budget: page tables take 8 bytes for every page of 4 KiB.
+uint64_t UsableBytes(uint64_t budget) { return budget - budget / 512; }
+
 void Add(const PackedMatrix& matrix, ActivationForms* forms) {
   if (matrix) forms->Add(matrix.activation_form());
 }
@@ -153,7 +156,7 @@ Result<> Transformer::AllocateExperts(uint64_t resident_bytes) {
       tiered->SetMemory(tiered->cache().all_bytes());
       return {};
     }
-    const uint64_t usable = budget - budget / 512;
+    const uint64_t usable = UsableBytes(budget);
     const uint64_t left = usable - std::min(usable, other_bytes_);  // for experts
     const bool fits = LeastBudget() <= budget && (left >= tiered->cache().all_bytes() ||
                                                   sizes.arena_bytes <= left / kArenaPart);
@@ -194,9 +197,8 @@ Result<> Transformer::SetMemoryBudget(uint64_t bytes) {
                            mib(least - other_bytes_) + "; give it at least " + mib(least) +
                            ", or less KV cache or smaller batches");
   }
-  // Page tables take 8 bytes for every page of 4 KiB.
-  const uint64_t usable = bytes - bytes / 512;
-  tiered->SetMemory(std::min<uint64_t>(usable - other_bytes_, tiered->cache().all_bytes()));
+  tiered->SetMemory(
+      std::min<uint64_t>(UsableBytes(bytes) - other_bytes_, tiered->cache().all_bytes()));
   budget_ = bytes;
   return {};
 }
