@@ -80,49 +80,6 @@ std::vector<float> Multiply(const NestedMatrix& matrix, int planes, NestedLevel 
   return y.Values();
 }
 
-// One token quantized by the words of kernels/cpu/ops.h.
-std::vector<double> QuantizedInputs(const float* x, int cols) {
-  std::vector<double> values(cols);
-  for (int begin = 0; begin < cols; begin += 32) {
-    const int end = std::min(begin + 32, cols);
-    float largest = 0;
-    for (int k = begin; k < end; ++k) largest = std::max(largest, std::fabs(x[k]));
-    const float xs = largest / 127.0f;
-    for (int k = begin; k < end; ++k) {
-      values[k] = xs == 0 ? 0 : static_cast<double>(xs) * std::nearbyint(x[k] / xs);
-    }
-  }
-  return values;
-}
-
-// As in nested_matmul_test.cc: |y - expected| against the magnitudes that make it up.
-double WorstError(const NestedMatrix& matrix, int planes, NestedLevel level,
-                  const std::vector<float>& x, int tokens, const float* bias,
-                  const std::vector<float>& y) {
-  const int rows = matrix.rows, cols = matrix.cols;
-  std::vector<float> w(static_cast<size_t>(rows) * cols), codes(w.size()), offsets(w.size());
-  DequantizeNested(matrix.format, cols, matrix.planes, planes, level, 0, rows, w.data());
-  DequantizeNested(matrix.format, cols, matrix.planes, planes, {level.mul, 0}, 0, rows,
-                   codes.data());
-  DequantizeNested(matrix.format, cols, matrix.planes, planes, {0, level.add}, 0, rows,
-                   offsets.data());
-  double worst = 0;
-  for (int t = 0; t < tokens; ++t) {
-    const std::vector<double> q = QuantizedInputs(x.data() + static_cast<size_t>(t) * cols, cols);
-    for (int r = 0; r < rows; ++r) {
-      double sum = bias != nullptr ? bias[r] : 0, size = std::fabs(sum) + 1e-30;
-      for (int k = 0; k < cols; ++k) {
-        const size_t at = static_cast<size_t>(r) * cols + k;
-        sum += w[at] * q[k];
-        size += (std::fabs(codes[at]) + std::fabs(offsets[at])) * std::fabs(q[k]);
-      }
-      const double error = std::fabs(y[static_cast<size_t>(t) * rows + r] - sum) / size;
-      worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
-    }
-  }
-  return worst;
-}
-
 TEST_CASE("Device: nested matmul agrees with dequantized weights at every precision",
           "[cuda][nested]") {
   Numbers numbers(41);
