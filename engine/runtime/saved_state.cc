@@ -132,6 +132,24 @@ Error Corrupt(const fs::path& file, const char* what) {
 
 }  // namespace
 
+Result<> CheckSavedStateFile(const fs::path& file) {
+  std::error_code ignored;
+  const fs::file_status status = fs::status(file, ignored);
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    return InvalidArgument(file.string() + " is not a regular file; move it away");
+  }
+  // A name of our own: another server that shares the directory may be writing its state.
+  const fs::path probe = file.string() + ".probe-" + std::to_string(::getpid());
+  const int descriptor = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  if (descriptor < 0) {
+    return InvalidArgument("no file can be made in " + file.parent_path().string() + ": " +
+                           std::strerror(errno) + "; name a directory that this user may write to");
+  }
+  ::close(descriptor);
+  ::unlink(probe.c_str());
+  return {};
+}
+
 Result<int> WriteSavedState(const SavedStateOptions& options, const Scheduler& scheduler,
                             const Model& model) {
   const PrefixIndex& index = scheduler.prefix_index();

@@ -32,6 +32,12 @@ struct SavedStateOptions {
   std::function<void()> progress = {};
 };
 
+// Whether WriteSavedState could write the file, as far as can be known before: so that a wrong
+// directory is refused at the start and not found out at the stop. Leaves nothing behind, and
+// touches neither the file nor what another process is writing. Errors: kInvalidArgument naming
+// what stands in the way.
+Result<> CheckSavedStateFile(const std::filesystem::path& file);
+
 // Writes blocks of exact sequences (prefix key 0) and the heat. Blocks written. Errors: kIo,
 // kNotFound, kResourceExhausted naming the file; the old file is as it was. REQUIRES: outside a
 // step.

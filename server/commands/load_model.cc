@@ -8,6 +8,7 @@
 #include "engine/base/json.h"
 #include "engine/base/process_memory.h"
 #include "engine/model/model.h"
+#include "engine/runtime/saved_state.h"
 #include "server/api/model_codec.h"
 #include "server/commands/decode_forecast.h"
 #include "server/commands/model_path.h"
@@ -154,6 +155,24 @@ Result<fs::path> ServedModelPath(const Config& config, Logger& log) {
 
 namespace {
 
+fs::path StateFile(const EngineSettings& settings) {
+  return fs::path(settings.state_dir) / "engine.state";
+}
+
+// Makes engine.state_dir, and sees to it that the state can be written there when the server stops.
+Result<> PrepareStateDirectory(const EngineSettings& settings) {
+  if (settings.state_dir.empty()) return {};
+  std::error_code error;
+  fs::create_directories(settings.state_dir, error);
+  if (error) {
+    return InvalidArgument("engine.state_dir " + settings.state_dir + ": " + error.message());
+  }
+  if (auto ok = CheckSavedStateFile(StateFile(settings)); !ok) {
+    return WithContext("engine.state_dir", ok.error());
+  }
+  return {};
+}
+
 // All that decides what the model's KvBlocks hold, beside tokens. A pack's first bytes have the
 // checksums of all others.
 Result<std::string> StateIdentity(const fs::path& path, const Model& model) {
@@ -203,6 +222,8 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                                      std::shared_ptr<Metrics> metrics,
                                                      Logger& log) {
   const auto start = std::chrono::steady_clock::now();
+  // Before the model, which takes long.
+  if (auto ok = PrepareStateDirectory(config.engine); !ok) return ok.error();
   const auto path = ServedModelPath(config, log);
   if (!path) return path.error();
   const auto files = ReadModelFiles(*path);
@@ -245,13 +266,7 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   if (!config.engine.state_dir.empty()) {
     const auto identity = StateIdentity(*path, **model);
     if (!identity) return identity.error();
-    std::error_code error;
-    fs::create_directories(config.engine.state_dir, error);
-    if (error) {
-      return InvalidArgument("engine.state_dir " + config.engine.state_dir + ": " +
-                             error.message());
-    }
-    options.state_file = fs::path(config.engine.state_dir) / "engine.state";
+    options.state_file = StateFile(config.engine);
     options.state_identity = *identity;
     options.state_log = [&log](const std::string& sentence) { log.Info(sentence); };
   }

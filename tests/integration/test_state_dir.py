@@ -3,6 +3,7 @@
 import time
 
 import httpx
+import pytest
 
 from conftest import metric, running
 
@@ -41,6 +42,16 @@ def test_the_prefix_cache_survives_a_restart(tmp_path):
     file.write_bytes(damaged)
     with running(*state, "--kv-dtype", "q8") as server:
         assert complete(server.url)[1] == 0 and "damaged" in server.log()
+
+
+def test_a_state_directory_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    # Both stop everyone, root too: a directory in the file's place, and one where nothing can be made.
+    (tmp_path / "engine.state").mkdir()
+    for directory in (str(tmp_path), "/proc/self/net"):
+        with pytest.raises(RuntimeError) as refused:
+            with running("--state-dir", directory):
+                pass
+        assert "engine.state_dir" in str(refused.value) and directory in str(refused.value)
 
 
 def test_a_state_directory_that_cannot_be_made_is_refused(tmp_path):

@@ -6,6 +6,7 @@
 
 #include "engine/formats/pack_wire.h"
 #include "tests/support/catch.h"
+#include "tests/support/result.h"
 #include "tests/support/scratch_directory.h"
 #include "tests/unit/runtime/core_harness.h"
 
@@ -189,6 +190,26 @@ TEST_CASE("A directory that cannot be written leaves the old file", "[runtime][p
   run.Ask(40);
   run.h.core.SaveState();
   CHECK(run.said.find("could not keep") != std::string::npos);
+}
+
+TEST_CASE("A place that no state can be written to is found out before", "[runtime][state]") {
+  const ScratchDirectory directory;
+  const fs::path file = directory.path() / "engine.state";
+  CHECK(CheckSavedStateFile(file));
+  CHECK(fs::is_empty(directory.path()));
+  Write(file, "an older state");
+  CHECK(CheckSavedStateFile(file));
+  CHECK(Content(file) == "an older state");
+
+  const auto absent = CheckSavedStateFile(directory.path() / "absent" / "engine.state");
+  REQUIRE_FALSE(absent);
+  CHECK(absent.error().code == ErrorCode::kInvalidArgument);
+  CHECK(absent.error().message.find((directory.path() / "absent").string()) != std::string::npos);
+  // A rename cannot replace a directory.
+  fs::create_directory(directory.path() / "directory");
+  const auto taken = CheckSavedStateFile(directory.path() / "directory");
+  REQUIRE_FALSE(taken);
+  CHECK(taken.error().message.find("not a regular file") != std::string::npos);
 }
 
 }  // namespace
