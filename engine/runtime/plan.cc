@@ -202,6 +202,13 @@ Result<Plan> MakePlan(const PlanOptions& options) {
   if (!loaded) return loaded.error();
   const Model& model = **loaded;
   const ModelConfig& config = model.config();
+  // Longer ones are refused by the server, and reckoning goes through a prompt step by step.
+  if (std::max(options.context, options.prompt) > config.max_positions) {
+    return InvalidArgument("a context of " + std::to_string(options.context) +
+                           " tokens or a prompt of " + std::to_string(options.prompt) +
+                           " is longer than the model was made for, " +
+                           std::to_string(config.max_positions) + " tokens");
+  }
   const ModelFootprint footprint = model.footprint();
 
   Plan plan;

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "engine/arch/hf_config.h"
@@ -17,6 +18,8 @@
 
 namespace sluice {
 namespace {
+
+constexpr int kDefaultPrompt = 512;
 
 constexpr const char* kManual =
     R"(Takes the settings of `sluice serve` and says what would fit where, the least memory budget, how often an expert
@@ -33,7 +36,8 @@ Examples:
 
 struct Arguments {
   CommandLine settings;
-  int users = 1, prompt = 512;
+  int users = 1;
+  std::optional<int> prompt;  // set by Make
   std::string trace;
   bool json = false;
 };
@@ -96,7 +100,7 @@ void PrintTable(const Plan& plan, const Arguments& arguments) {
               plan.decode_tokens_per_second, arguments.users, plan.bytes_read_per_token / 1e6,
               100 * plan.stall_fraction);
   std::printf("prefill  %8.1f tokens/s for %d prompts of %d at once, %.1f MB read per token\n",
-              plan.prefill_tokens_per_second, arguments.users, arguments.prompt,
+              plan.prefill_tokens_per_second, arguments.users, *arguments.prompt,
               plan.prefill_bytes_read_per_token / 1e6);
   std::printf("ready    %8.2f s after the start\n", plan.startup_seconds);
 }
@@ -115,7 +119,8 @@ void GiveEveryUserContext(int users, const ModelConfig& model, KvDType kv_dtype,
   config->model.kv_memory.count = blocks * static_cast<int64_t>(KvBytesPerBlock(model, kv_dtype));
 }
 
-Result<Plan> Make(const Arguments& arguments) {
+// Sets arguments.prompt where it was not given.
+Result<Plan> Make(Arguments& arguments) {
   const Result<LoadedConfig> loaded =
       LoadConfig(arguments.settings.config_file, arguments.settings.Values());
   if (!loaded) return InvalidArgument(loaded.error().message);
@@ -148,7 +153,8 @@ Result<Plan> Make(const Arguments& arguments) {
   options.users = arguments.users;
   options.context = std::max(1, std::min(load->max_context, 2048) / 2);
   if (config.model.context > 0) options.context = std::max(1, config.model.context / 2);
-  options.prompt = arguments.prompt;
+  if (!arguments.prompt) arguments.prompt = std::min(kDefaultPrompt, architecture->max_positions);
+  options.prompt = *arguments.prompt;
   options.prefill_chunk = config.engine.prefill_chunk;
   options.trace = arguments.trace;
   if (isatty(STDERR_FILENO)) {
@@ -159,7 +165,7 @@ Result<Plan> Make(const Arguments& arguments) {
   return MakePlan(options);
 }
 
-int Run(const Arguments& arguments) {
+int Run(Arguments& arguments) {
   const Result<Plan> plan = Make(arguments);
   if (!plan) return Fail(plan.error());
   if (arguments.json) {
@@ -178,7 +184,10 @@ void AddPlan(CLI::App& app, int* exit_code) {
       app.add_subcommand("plan", "Foretell memory, hit rates and speed of a model here.");
   command->footer(kManual);
   command->add_option("--users", arguments->users, "Requests at once")->capture_default_str();
-  command->add_option("--prompt", arguments->prompt, "Tokens of a prompt")->capture_default_str();
+  command->add_option(
+      "--prompt", arguments->prompt,
+      "Tokens of a prompt; default: 512, or all that the model was made for if that "
+      "is less");
   command->add_option("--trace", arguments->trace, "Routing to replay (sluice trace record)");
   command->add_flag("--json", arguments->json, "Print JSON instead of the table");
   command

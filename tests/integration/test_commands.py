@@ -82,6 +82,7 @@ def test_the_demo_model_still_solves_its_tasks(tmp_path):
     (["eval", "--model", str(DEMO_MODEL), "--text", "/nowhere.txt", "--kv-dtype", "q4"], ["--kv-dtype", "q4", "q8"]),
     (["plan", "--model", "/nowhere"], ["/nowhere"]),
     (["plan", "--model", str(DEMO_MODEL), "--users", "0"], ["--users"]),
+    (["plan", "--model", str(DEMO_MODEL), "--prompt", "2000000000"], ["2000000000", "longer than the model"]),
     (["plan", "--model", str(DEMO_MODEL), "--trace", "/nowhere.trace"], ["/nowhere.trace"]),
     (["bench", "--model", str(DEMO_MODEL), "--kv-dtype", "q4"], ["--kv-dtype", "q4", "q8"]),
 ])
