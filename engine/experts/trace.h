@@ -53,7 +53,8 @@ struct TraceModel {
   }
 };
 
-// A whole trace in memory: about as large as its file.
+// A whole trace in memory: about as large as its file (at most sixteen times: a record of one byte
+// becomes an event).
 struct Trace {
   struct Visit {
     int layer = 0;
@@ -93,7 +94,10 @@ struct Trace {
 };
 
 // Untrusted input: everything is checked. Errors: kCorrupt, naming the place; kUnsupported for
-// another version. A file that was cut short is no error (Trace::truncated).
+// another version; kResourceExhausted for a file above kMaxTraceBytes. A file that was cut short is
+// no error (Trace::truncated). Of a file a frame is in memory at a time, so that one that only
+// claims to be a large trace takes none.
+inline constexpr uint64_t kMaxTraceBytes = uint64_t{8} << 30;
 Result<Trace> ReadTrace(const std::filesystem::path& path);
 Result<Trace> ParseTrace(std::span<const std::byte> file);
 

@@ -11,7 +11,7 @@ namespace {
 
 using trace_wire::Cursor;
 
-Error CorruptAt(size_t offset, const std::string& what) {
+Error CorruptAt(uint64_t offset, const std::string& what) {
   return Corrupt("trace: " + what + " at byte " + std::to_string(offset));
 }
 
@@ -86,7 +86,7 @@ class Choices {
 // One frame's records, appended to the trace.
 class FrameReader {
  public:
-  FrameReader(std::span<const std::byte> payload, size_t offset, Choices* choices, Trace* trace)
+  FrameReader(std::span<const std::byte> payload, uint64_t offset, Choices* choices, Trace* trace)
       : cursor_(payload), offset_(offset), choices_(choices), trace_(trace) {}
 
   Result<void> Read() {
@@ -201,39 +201,66 @@ class FrameReader {
   int64_t last_layer() const { return last_.tokens == 0 ? -1 : last_.layer; }
 
   Cursor cursor_;
-  size_t offset_;  // of the payload, for errors
+  uint64_t offset_;  // of the payload, for errors
   Choices* choices_;
   Trace* trace_;
   Trace::Visit last_;  // of the open step; no tokens: none
 };
 
-}  // namespace
+// The bytes of a trace, from memory or from a file, of which only a frame is in memory at a time.
+class TraceBytes {
+ public:
+  explicit TraceBytes(std::span<const std::byte> whole) : whole_(whole), size_(whole.size()) {}
+  explicit TraceBytes(const File& file) : file_(&file), size_(file.size_bytes()) {}
 
-Result<Trace> ParseTrace(std::span<const std::byte> file) {
-  size_t at = 0;
-  Result<TraceModel> model = ReadHeader(file, &at);
+  uint64_t size() const { return size_; }
+  // Those from `at` on, at most `most`, fewer at the end. Valid until the next call.
+  Result<std::span<const std::byte>> Get(uint64_t at, size_t most) {
+    const auto count = static_cast<size_t>(std::min<uint64_t>(most, size_ - at));
+    if (file_ == nullptr) return whole_.subspan(static_cast<size_t>(at), count);
+    read_.resize(count);
+    if (Result<void> read = file_->ReadAt(at, read_); !read) return read.error();
+    return std::span<const std::byte>(read_);
+  }
+
+ private:
+  std::span<const std::byte> whole_;
+  const File* file_ = nullptr;
+  uint64_t size_ = 0;
+  std::vector<std::byte> read_;
+};
+
+Result<Trace> Parse(TraceBytes& file) {
+  const auto head = file.Get(0, trace_wire::kMaxHeaderBytes);
+  if (!head) return head.error();
+  size_t header_bytes = 0;
+  Result<TraceModel> model = ReadHeader(*head, &header_bytes);
   if (!model) return model.error();
   Trace trace;
   trace.model = std::move(*model);
   Choices choices(trace.model.space.experts_per_layer);
+  uint64_t at = header_bytes;
   while (at < file.size()) {
-    Cursor cursor(file.subspan(at));
+    const auto frame = file.Get(at, trace_wire::kFrameHeaderBytes);
+    if (!frame) return frame.error();
+    Cursor cursor(*frame);
     const uint32_t bytes = cursor.GetU32();
     const uint32_t zero = cursor.GetU32();
     const uint64_t checksum = cursor.GetU64();
     if (cursor.ok() && (bytes > trace_wire::kMaxFrameBytes || zero != 0)) {
       return CorruptAt(at, "a frame's header is impossible");
     }
-    const std::span<const std::byte> payload = cursor.GetBytes(bytes);
-    if (!cursor.ok()) {
+    if (!cursor.ok() || bytes > file.size() - at - trace_wire::kFrameHeaderBytes) {
       trace.truncated = true;
       break;
     }
-    if (pack_wire::Checksum(payload) != checksum) {
+    const auto payload = file.Get(at + trace_wire::kFrameHeaderBytes, bytes);
+    if (!payload) return payload.error();
+    if (pack_wire::Checksum(*payload) != checksum) {
       return CorruptAt(at, "a frame does not have its checksum");
     }
     at += trace_wire::kFrameHeaderBytes;
-    if (Result<void> read = FrameReader(payload, at, &choices, &trace).Read(); !read) {
+    if (Result<void> read = FrameReader(*payload, at, &choices, &trace).Read(); !read) {
       return read.error();
     }
     at += bytes;
@@ -241,12 +268,23 @@ Result<Trace> ParseTrace(std::span<const std::byte> file) {
   return trace;
 }
 
+}  // namespace
+
+Result<Trace> ParseTrace(std::span<const std::byte> file) {
+  TraceBytes bytes(file);
+  return Parse(bytes);
+}
+
 Result<Trace> ReadTrace(const std::filesystem::path& path) {
   const Result<File> file = File::Open(path);
   if (!file) return file.error();
-  std::vector<std::byte> bytes(file->size_bytes());
-  if (Result<void> read = file->ReadAt(0, bytes); !read) return read.error();
-  Result<Trace> trace = ParseTrace(bytes);
+  if (file->size_bytes() > kMaxTraceBytes) {
+    return ResourceExhausted(path.string() + " has " + std::to_string(file->size_bytes()) +
+                             " bytes; traces of at most " + std::to_string(kMaxTraceBytes) +
+                             " are read: record a shorter one (experts.trace_limit)");
+  }
+  TraceBytes bytes(*file);
+  Result<Trace> trace = Parse(bytes);
   if (!trace) return WithContext(path.string(), trace.error());
   return trace;
 }

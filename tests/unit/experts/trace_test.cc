@@ -364,4 +364,31 @@ TEST_CASE("Long traces of random steps survive the file", "[trace]") {
   CHECK(trace->model.bytes(17) == 5);
 }
 
+TEST_CASE("A file that is too large for a trace is not read", "[trace]") {
+  TemporaryFile file;
+  SmallFile(file.path);
+  std::filesystem::resize_file(file.path, kMaxTraceBytes + 1);  // a hole: it takes no room
+  const Result<Trace> trace = ReadTrace(file.path);
+  REQUIRE_FALSE(trace);
+  CHECK(trace.error().code == ErrorCode::kResourceExhausted);
+  CHECK(trace.error().message.find(file.path.string()) != std::string::npos);
+}
+
+TEST_CASE("What a file and the same bytes in memory say is the same at every length", "[trace]") {
+  TemporaryFile file;
+  const std::string whole = SmallFile(file.path) + std::string(40, '\0');
+  for (size_t size = 0; size <= whole.size(); ++size) {
+    std::ofstream(file.path, std::ios::binary) << whole.substr(0, size);
+    const Result<Trace> parsed = Parse(whole.substr(0, size)), read = ReadTrace(file.path);
+    REQUIRE(static_cast<bool>(parsed) == static_cast<bool>(read));
+    if (!read) {
+      CHECK(read.error().message.find(parsed.error().message) != std::string::npos);
+      continue;
+    }
+    CHECK(read->truncated == parsed->truncated);
+    CHECK(read->steps == parsed->steps);
+    CHECK(read->ids == parsed->ids);
+  }
+}
+
 }  // namespace sluice
