@@ -4,6 +4,10 @@
 //
 // Words: a *demand* is a distinct expert that a layer of a step was routed to. A *hit* had every
 // plane that the step wanted in memory when the layer asked.
+//
+// Rows of guesses (speculation.h) that turn out wrong count like all others, in hits, misses, bytes
+// and heat: their experts were waited for and read, and which rows were wrong is known only after
+// the step. Heat is thus of what was computed, not of what was generated.
 #pragma once
 
 #include <cstdint>
