@@ -10,6 +10,7 @@
 #include "engine/runtime/engine.h"
 #include "server/api/served_routing.h"
 #include "server/api/text_codec.h"
+#include "server/config/pack_cache.h"
 
 namespace sluice {
 
@@ -23,6 +24,7 @@ struct ServedModel {
   int max_queue = 1;
   QualitySettings quality;  // of requests that do not say
   std::vector<int32_t> eos_ids;
+  PackLease lease;  // of its pack in the cache of packs
   std::unique_ptr<TextCodec> codec;
   // Null where no expert leaves memory. Outlives the engine.
   std::unique_ptr<ServedRouting> routing;

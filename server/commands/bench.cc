@@ -158,12 +158,12 @@ int Run(const Arguments& arguments) {
     std::fprintf(stderr, "sluice bench: %s\n", sentence.c_str());
   };
   path_options.progress = ProgressBar("packing");
-  const Result<std::filesystem::path> path = ResolveModelPath(arguments.model, path_options);
-  if (!path) {
-    std::fprintf(stderr, "sluice bench: %s\n", path.error().message.c_str());
+  const Result<ResolvedModel> resolved = ResolveModelPath(arguments.model, path_options);
+  if (!resolved) {
+    std::fprintf(stderr, "sluice bench: %s\n", resolved.error().message.c_str());
     return kExitRuntime;
   }
-  options.model = *path;
+  options.model = resolved->path;
   const Result<LoadedConfig> settings = LoadConfig("", arguments.experts.Values());
   if (!settings) {
     std::fprintf(stderr, "sluice bench: %s\n", settings.error().message.c_str());

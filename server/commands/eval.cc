@@ -56,6 +56,7 @@ Result<std::string> ReadText(const std::string& path) {
 }
 
 struct OpenedModel {
+  PackLease lease;
   std::shared_ptr<const Tokenizer> tokenizer;
   std::unique_ptr<Model> model;
 };
@@ -70,9 +71,10 @@ Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, bool is_referenc
     std::fprintf(stderr, "sluice eval: %s\n", sentence.c_str());
   };
   path_options.progress = ProgressBar("packing");
-  const Result<std::filesystem::path> path = ResolveModelPath(name, path_options);
-  if (!path) return path.error();
-  const Result<ModelFiles> files = ReadModelFiles(*path);
+  Result<ResolvedModel> resolved = ResolveModelPath(name, path_options);
+  if (!resolved) return resolved.error();
+  const std::filesystem::path& path = resolved->path;
+  const Result<ModelFiles> files = ReadModelFiles(path);
   if (!files) return files.error();
   const Result<ModelConfig> config = LoadHfConfig(*files);
   if (!config) return config.error();
@@ -92,9 +94,9 @@ Result<OpenedModel> OpenModel(const Arguments& a, cpu::Isa isa, bool is_referenc
     options.activation_bits = a.activation_bits;
     options.tiers = a.tiers;
   }
-  Result<std::unique_ptr<Model>> model = Model::Load(*path, options);
+  Result<std::unique_ptr<Model>> model = Model::Load(path, options);
   if (!model) return model.error();
-  return OpenedModel{*tokenizer, std::move(*model)};
+  return OpenedModel{std::move(resolved->lease), *tokenizer, std::move(*model)};
 }
 
 Result<Divergence> Compare(const Arguments& a, cpu::Isa isa, OpenedModel& model,

@@ -11,7 +11,6 @@
 #include "engine/runtime/saved_state.h"
 #include "server/api/model_codec.h"
 #include "server/commands/decode_forecast.h"
-#include "server/commands/model_path.h"
 #include "server/commands/progress.h"
 #include "server/commands/settings.h"
 #include "server/commands/trace_model.h"
@@ -137,9 +136,10 @@ Result<ModelOptions> ServedModelOptions(const Config& config, const fs::path& pa
   return options;
 }
 
-Result<fs::path> ServedModelPath(const Config& config, Logger& log) {
+Result<ResolvedModel> ServedModelPath(const Config& config, Logger& log) {
   ModelPathOptions options;
   options.cache_directory = CacheDirectory(config.model.cache_dir);
+  options.cache_limit_bytes = static_cast<uint64_t>(config.model.cache_limit.count);
   options.pack_directories = true;
   options.threads = config.engine.threads;
   options.say = [&log](const std::string& sentence) { log.Info(sentence); };
@@ -224,20 +224,22 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
   const auto start = std::chrono::steady_clock::now();
   // Before the model, which takes long.
   if (auto ok = PrepareStateDirectory(config.engine); !ok) return ok.error();
-  const auto path = ServedModelPath(config, log);
-  if (!path) return path.error();
-  const auto files = ReadModelFiles(*path);
+  auto resolved = ServedModelPath(config, log);
+  if (!resolved) return resolved.error();
+  const fs::path& path = resolved->path;
+  const auto files = ReadModelFiles(path);
   if (!files) return files.error();
   const auto architecture = LoadHfConfig(*files);
   if (!architecture) return architecture.error();
   auto served = std::make_shared<ServedModel>();
+  served->lease = std::move(resolved->lease);
   auto codec = LoadModelCodec(*files);
   if (!codec) return codec.error();
   served->codec = std::move(*codec);
-  const auto model_options = ServedModelOptions(config, *path, *files, *architecture, log);
+  const auto model_options = ServedModelOptions(config, path, *files, *architecture, log);
   if (!model_options) return model_options.error();
-  auto forecast = DecodeForecast::Prepare(*path, *model_options);
-  auto model = Model::Load(*path, *model_options);
+  auto forecast = DecodeForecast::Prepare(path, *model_options);
+  auto model = Model::Load(path, *model_options);
   if (!model) return model.error();
   if (forecast != nullptr) forecast->SetModel(model->get());
 
@@ -259,12 +261,12 @@ Result<std::shared_ptr<ServedModel>> LoadServedModel(const Config& config,
                                 {"threads", (*model)->options().threads},
                                 {"weight_bytes", (*model)->footprint().weight_bytes},
                                 {"seconds", seconds.count()}});
-  if (auto ok = Listen(config, *path, **model, served.get()); !ok) return ok.error();
+  if (auto ok = Listen(config, path, **model, served.get()); !ok) return ok.error();
   EngineOptions options;
   options.max_queue = config.engine.max_queue;
   options.max_queue_tokens = config.engine.max_queue_tokens;
   if (!config.engine.state_dir.empty()) {
-    const auto identity = StateIdentity(*path, **model);
+    const auto identity = StateIdentity(path, **model);
     if (!identity) return identity.error();
     options.state_file = StateFile(config.engine);
     options.state_identity = *identity;

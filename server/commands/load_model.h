@@ -9,6 +9,7 @@
 #include "engine/base/result.h"
 #include "engine/model/model.h"
 #include "server/api/served_model.h"
+#include "server/commands/model_path.h"
 #include "server/config/config.h"
 #include "server/metrics/metrics.h"
 
@@ -18,7 +19,7 @@ namespace sluice {
 std::string ModelId(const ModelSettings& settings);
 
 // model.path as it is served: packed first if it is not a pack yet (model_path.h).
-Result<std::filesystem::path> ServedModelPath(const Config& config, Logger& log);
+Result<ResolvedModel> ServedModelPath(const Config& config, Logger& log);
 
 // model.kv_dtype, with "auto" settled from the type that config.json gives the weights.
 Result<KvDType> ServedKvDType(const Config& config, const ModelFiles& files);

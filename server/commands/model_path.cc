@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "engine/convert/checkpoint.h"
@@ -57,6 +59,16 @@ std::vector<fs::path> SourceFiles(const fs::path& model) {
   return files;
 }
 
+uint64_t SourceBytes(const fs::path& model) {
+  uint64_t bytes = 0;
+  for (const fs::path& file : SourceFiles(model)) {
+    std::error_code error;
+    const uintmax_t size = fs::file_size(file, error);
+    if (!error) bytes += size;
+  }
+  return bytes;
+}
+
 fs::path CachedPack(const fs::path& model, const fs::path& cache) {
   std::error_code ignored;
   const fs::path canonical = fs::weakly_canonical(model, ignored);
@@ -90,26 +102,26 @@ Result<> Pack(const fs::path& model, const fs::path& pack, const ModelPathOption
 
 }  // namespace
 
-Result<fs::path> ResolveModelPath(const fs::path& model, const ModelPathOptions& options) {
+Result<ResolvedModel> ResolveModelPath(const fs::path& model, const ModelPathOptions& options) {
   const auto say = [&](const std::string& sentence) {
     if (options.say) options.say(sentence);
   };
   std::error_code error;
   if (!fs::exists(model, error)) return NotFound("there is no model at " + model.string());
-  if (PackReader::LooksLikePack(model)) return model;
+  if (PackReader::LooksLikePack(model)) return ResolvedModel{model, {}};
   const bool directory = fs::is_directory(model, error);
   if (!directory && !IsGguf(model)) {
     return Unsupported(model.string() +
                        " is neither a pack, nor a .gguf file, nor a Hugging Face directory");
   }
-  if (directory && !options.pack_directories) return model;
+  if (directory && !options.pack_directories) return ResolvedModel{model, {}};
 
   const std::string instead =
       "run: sluice pack " + model.string() + " MODEL.sluice, and serve that";
-  const auto unusable = [&](const std::string& why) -> Result<fs::path> {
+  const auto unusable = [&](const std::string& why) -> Result<ResolvedModel> {
     if (!directory) return IoError(why + "; set model.cache_dir, or " + instead);
     say(why + "; loading " + model.string() + " as it is");
-    return model;
+    return ResolvedModel{model, {}};
   };
   if (options.cache_directory.empty()) return unusable("there is no cache directory for packs");
   fs::create_directories(options.cache_directory, error);
@@ -118,12 +130,18 @@ Result<fs::path> ResolveModelPath(const fs::path& model, const ModelPathOptions&
                     error.message());
   }
   const fs::path pack = CachedPack(model, options.cache_directory);
-  if (fs::exists(pack, error)) {
+  if (std::optional<PackLease> lease = PackLease::Take(pack)) {
     if (PackReader::Open(pack)) {
       say("using the pack " + pack.string());
-      return pack;
+      return ResolvedModel{pack, std::move(*lease)};
     }
     say("the pack " + pack.string() + " is damaged; making it again");
+  }
+  const uint64_t limit = options.cache_limit_bytes > 0
+                             ? options.cache_limit_bytes
+                             : DefaultPackCacheBytes(options.cache_directory);
+  for (const fs::path& old : MakeRoomForPack(options.cache_directory, SourceBytes(model), limit)) {
+    say("removed the pack " + old.string() + ", used longest ago, to keep the cache in its limit");
   }
   say("packing " + model.string() + " into " + pack.string() + " (once)");
   if (auto ok = Pack(model, pack, options); !ok) {
@@ -132,7 +150,7 @@ Result<fs::path> ResolveModelPath(const fs::path& model, const ModelPathOptions&
     if (disk && directory) return unusable("packing failed: " + ok.error().message);
     return ok.error();
   }
-  return pack;
+  return ResolvedModel{pack, PackLease::Take(pack).value_or(PackLease())};
 }
 
 }  // namespace sluice

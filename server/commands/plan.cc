@@ -133,9 +133,10 @@ Result<Plan> Make(Arguments& arguments) {
                            std::to_string(config.engine.max_running));
   }
   Logger log(LogLevel::kError, LogFormat::kText);
-  const auto path = ServedModelPath(config, log);
-  if (!path) return path.error();
-  const auto files = ReadModelFiles(*path);
+  const auto resolved = ServedModelPath(config, log);
+  if (!resolved) return resolved.error();
+  const std::filesystem::path& path = resolved->path;
+  const auto files = ReadModelFiles(path);
   if (!files) return files.error();
   const auto architecture = LoadHfConfig(*files);
   if (!architecture) return architecture.error();
@@ -144,10 +145,10 @@ Result<Plan> Make(Arguments& arguments) {
   if (config.model.context > 0 && config.model.kv_memory.count == 0) {
     GiveEveryUserContext(arguments.users, *architecture, *kv_dtype, &config);
   }
-  const auto load = ServedModelOptions(config, *path, *files, *architecture, log);
+  const auto load = ServedModelOptions(config, path, *files, *architecture, log);
   if (!load) return load.error();
   PlanOptions options;
-  options.model = *path;
+  options.model = path;
   options.load = *load;
   options.load.progress = nullptr;
   options.users = arguments.users;

@@ -107,9 +107,10 @@ Result<TraceRecordReport> RecordTrace(const TraceRecordOptions& options) {
   path_options.cache_directory = CacheDirectory(options.cache_directory);
   path_options.threads = options.threads;
   path_options.progress = ProgressBar("packing");
-  const Result<std::filesystem::path> path = ResolveModelPath(options.model, path_options);
-  if (!path) return path.error();
-  const Result<ModelFiles> files = ReadModelFiles(*path);
+  const Result<ResolvedModel> resolved = ResolveModelPath(options.model, path_options);
+  if (!resolved) return resolved.error();
+  const std::filesystem::path& path = resolved->path;
+  const Result<ModelFiles> files = ReadModelFiles(path);
   if (!files) return files.error();
   const Result<std::shared_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(*files);
   if (!tokenizer) return tokenizer.error();
@@ -124,12 +125,12 @@ Result<TraceRecordReport> RecordTrace(const TraceRecordOptions& options) {
   model_options.max_context = length;
   model_options.kv_blocks = options.streams * (length / kKvBlockTokens + 2);
   model_options.observer = &observer;
-  Result<std::unique_ptr<Model>> model = Model::Load(*path, model_options);
+  Result<std::unique_ptr<Model>> model = Model::Load(path, model_options);
   if (!model) return model.error();
   if ((*model)->config().router.num_experts == 0)
     return InvalidArgument("the model has no experts");
 
-  const TraceModel described = DescribeModel(*path, **model);
+  const TraceModel described = DescribeModel(path, **model);
   Result<std::unique_ptr<TraceWriter>> writer = TraceWriter::Create(options.out, described);
   if (!writer) return writer.error();
   observer.SetWriter(writer->get(), described.experts_per_token);

@@ -42,6 +42,7 @@ struct ModelSettings {
   Bytes kv_memory{0};  // 0: chosen from the model and the memory (memory.h)
   std::string kv_dtype = "auto";
   std::string cache_dir;  // empty: the user's cache directory (cache_dir.h)
+  Bytes cache_limit{0};   // of packs in it; 0: half of its file system (pack_cache.h)
   int precision = 0;      // bits of routed experts, of packs; 0: all there is
 };
 

@@ -193,6 +193,15 @@ const std::array kSettings = {
             "Where packs of GGUF files and directories are kept, made on first use. Empty: the "
             "service's or the user's cache directory."},
     Setting{"model",
+            "cache_limit",
+            "--cache-limit",
+            SLUICE_FIELD(model.cache_limit),
+            0,
+            1024 * kTiB,
+            {},
+            "What packs in the cache may take together; those used longest ago are removed before "
+            "one is made. 0: half of its file system."},
+    Setting{"model",
             "precision",
             "--precision",
             SLUICE_FIELD(model.precision),

@@ -1,6 +1,7 @@
 """Packs through the binary: made, inspected, evaluated, served, interrupted."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -74,6 +75,30 @@ def test_a_directory_is_packed_on_first_use_and_its_pack_is_used_afterwards(tmp_
     assert [p.suffix for p in packs] == [".sluice"]
     with running("--cache-dir", str(cache)) as server:
         assert "using the pack" in server.log() and "(once)" not in server.log()
+
+
+def test_packs_used_longest_ago_make_room_but_never_one_that_is_served(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    old = cache / ("old-" + "0" * 16 + ".sluice")
+    mine = cache / "mine.sluice"
+    for path in (old, mine):
+        path.write_bytes(b"some pack")
+    copy = tmp_path / "copy"
+    shutil.copytree(DEMO_MODEL, copy)
+    limit = ("--cache-dir", str(cache), "--cache-limit", "1MiB")  # less than any pack
+    with running(*limit) as server:
+        assert f"removed the pack {old}" in server.log()
+        served = {path for path in cache.iterdir()} - {mine}
+        assert len(served) == 1 and not old.exists()
+        with running(*limit, model=copy) as other:
+            assert "removed the pack" not in other.log()
+            assert served < set(cache.iterdir())
+    # Nobody uses the two now.
+    (copy / "note.txt").write_text("another version of the source")
+    with running(*limit, model=copy) as server:
+        assert server.log().count("removed the pack") == 2
+        assert len(list(cache.iterdir())) == 2 and mine.exists()
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_a_directory_from_being_served(tmp_path):
