@@ -9,6 +9,7 @@
 #include "engine/experts/resident_experts.h"
 #include "engine/tensor/cpu_backend.h"
 #include "tests/support/catch.h"
+#include "tests/support/scattered_values.h"
 
 namespace sluice {
 namespace {
@@ -20,20 +21,11 @@ constexpr int kExperts = 6;
 
 using Numbers = std::vector<float>;
 
-Numbers Values(size_t count, uint32_t seed) {
-  Numbers values(count);
-  for (float& value : values) {
-    seed = seed * 1664525u + 1013904223u;
-    value = (static_cast<float>(seed >> 8) / 8388608.0f - 1.0f) * 0.5f;
-  }
-  return values;
-}
-
 // A layer's weights in both forms.
 class Layer {
  public:
   explicit Layer(Backend* backend) : backend_(backend), experts(ExpertSpace{1, kExperts}) {
-    norm = Values(kHidden, 1);
+    norm = ScatteredValues(kHidden, 1);
     moe.norm = norm.data();
     moe.router = Pack(kExperts, kHidden, &router);
     for (int e = 0; e < kExperts; ++e) {
@@ -51,7 +43,7 @@ class Layer {
 
  private:
   PackedMatrix Pack(int rows, int cols, Numbers* values) {
-    *values = Values(static_cast<size_t>(rows) * cols, ++seed_ * 97);
+    *values = ScatteredValues(static_cast<size_t>(rows) * cols, ++seed_ * 97);
     auto memory = backend_->Allocate(cpu::PackedMatrixBytes(DType::kF32, rows, cols), "a test");
     REQUIRE(memory.has_value());
     backend_->Pack(DType::kF32, values->data(), rows, cols, memory->data());
@@ -127,7 +119,7 @@ TEST_CASE("A sparse layer adds its chosen experts and its shared expert to the s
         Layer layer(&backend);
         if (shared > 0) layer.AddShared(shared == 2);
 
-        const Numbers x = Values(static_cast<size_t>(tokens) * kHidden, 77);
+        const Numbers x = ScatteredValues(static_cast<size_t>(tokens) * kHidden, 77);
         Numbers hidden = x;
         MoeStats stats;
         runner->Run(0, layer.moe, &layer.experts, {.count = tokens}, hidden.data(), &stats);
@@ -185,7 +177,7 @@ TEST_CASE("A dense layer adds its one network and touches no expert", "[experts]
   MoeWeights weights;
   weights.norm = layer.norm.data();
   weights.dense = layer.experts.Lookup({0, 4});
-  const Numbers x = Values(3 * kHidden, 78);
+  const Numbers x = ScatteredValues(3 * kHidden, 78);
   Numbers hidden = x;
   MoeStats stats;
   runner->Run(0, weights, &layer.experts, {.count = 3}, hidden.data(), &stats);
@@ -264,7 +256,7 @@ TEST_CASE("An observer sees every network's inputs, outputs and weights, and cha
     auto observed = MoeRunner::Create(&backend, config, kTokens, &recorder);
     REQUIRE(plain.has_value());
     REQUIRE(observed.has_value());
-    const Numbers x = Values(kTokens * kHidden, 79);
+    const Numbers x = ScatteredValues(kTokens * kHidden, 79);
     Numbers expected = x;
     Numbers hidden = x;
     MoeStats stats;

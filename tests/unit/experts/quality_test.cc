@@ -8,6 +8,7 @@
 #include "engine/experts/moe_layer.h"
 #include "engine/tensor/cpu_backend.h"
 #include "tests/support/catch.h"
+#include "tests/support/scattered_values.h"
 
 namespace sluice {
 namespace {
@@ -30,15 +31,6 @@ Bits Grade(const QualitySettings& settings, const Numbers& weights) {
 constexpr int kHidden = 16;
 constexpr int kExperts = 6;
 constexpr int kPerToken = 3;
-
-Numbers Values(size_t count, uint32_t seed) {
-  Numbers values(count);
-  for (float& value : values) {
-    seed = seed * 1664525u + 1013904223u;
-    value = (static_cast<float>(seed >> 8) / 8388608.0f - 1.0f) * 0.5f;
-  }
-  return values;
-}
 
 // Gives what it is told to, and remembers what was asked.
 class PlannedSource final : public ExpertSource {
@@ -100,7 +92,7 @@ struct Layer {
     }
   }
   PackedMatrix Pack(int rows, Numbers* values) {
-    *values = Values(static_cast<size_t>(rows) * kHidden, ++seed * 97);
+    *values = ScatteredValues(static_cast<size_t>(rows) * kHidden, ++seed * 97);
     return PackValues(rows, *values);
   }
   PackedMatrix PackValues(int rows, const Numbers& values) {
@@ -112,7 +104,7 @@ struct Layer {
   }
   // The stream after the layer.
   Numbers Run(int tokens, const std::vector<QualitySettings>& quality) {
-    Numbers hidden = Values(static_cast<size_t>(tokens) * kHidden, 5);
+    Numbers hidden = ScatteredValues(static_cast<size_t>(tokens) * kHidden, 5);
     counts.assign(static_cast<size_t>(tokens), {});
     stats = {};
     runner->Run(0, moe, &source,
