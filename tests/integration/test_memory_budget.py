@@ -1,8 +1,9 @@
 """A model larger than its memory: the budget is kept, tokens do not depend on it, and a file that changes under the
 server costs requests, never the daemon.
 
-With SLUICE_TEST_CGROUP, the directory of a cgroup with a memory controller in which children may be made, every
-server of the first test also runs in a cgroup whose limit is exactly its budget.
+Where cgroups with a memory controller may be made (SLUICE_TEST_CGROUP names the directory for them; without it the usual
+ones are tried, which is for root), every server of the first test runs in a cgroup whose limit is exactly its budget.
+With pytest -s the test prints what each took.
 """
 import contextlib
 import os
@@ -36,25 +37,69 @@ def pack(tmp_path_factory):
     shutil.rmtree(directory)
 
 
+class Cgroup:
+    """A memory cgroup of version 1 or 2, empty, with a limit. Raises OSError where that cannot be."""
+
+    def __init__(self, parent, limit_bytes):
+        self.directory = pathlib.Path(parent) / f"sluice-test-{os.getpid()}"
+        self.directory.mkdir()
+        try:
+            self.v2 = (self.directory / "memory.max").exists()
+            if self.v2 and (self.directory / "memory.swap.max").exists():
+                (self.directory / "memory.swap.max").write_text("0")
+            # Opened to be changed: in a directory that is no cgroup, it would otherwise be made.
+            with open(self.directory / ("memory.max" if self.v2 else "memory.limit_in_bytes"), "r+") as limit:
+                limit.write(str(limit_bytes))
+        except OSError:
+            self.directory.rmdir()
+            raise
+
+    def number(self, file, name=""):
+        """The number in a file, or in its line `name NUMBER`; None where the kernel does not count it."""
+        try:
+            lines = (self.directory / file).read_text().splitlines()
+            return next((int(line.split()[-1]) for line in lines if line.startswith(name)), None)
+        except OSError:
+            return None
+
+    def killed(self):
+        return self.number("memory.events" if self.v2 else "memory.oom_control", "oom_kill ")
+
+    def peak_bytes(self):
+        return self.number("memory.peak" if self.v2 else "memory.max_usage_in_bytes")
+
+    # What must precede a command that is to run in it.
+    @property
+    def prefix(self):
+        return ("sh", "-c", f'echo $$ > {self.directory}/cgroup.procs; exec "$@"', "sh")
+
+
+def cgroup_parent():
+    """Where cgroups can be made; None where they cannot."""
+    if named := os.environ.get("SLUICE_TEST_CGROUP"):
+        return named
+    for parent in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup"):
+        try:
+            Cgroup(parent, 1 << 30).directory.rmdir()
+            return parent
+        except OSError:
+            continue
+    return None
+
+
 @contextlib.contextmanager
 def limited(limit_bytes):
-    """What must precede a command that is to run in a cgroup of this size; nothing without SLUICE_TEST_CGROUP."""
-    parent = os.environ.get("SLUICE_TEST_CGROUP")
-    if not parent:
-        yield ()
+    """A cgroup of this size; None where there can be none."""
+    parent = cgroup_parent()
+    if parent is None:
+        yield None
         return
-    group = pathlib.Path(parent) / f"sluice-test-{os.getpid()}"
-    group.mkdir()
+    group = Cgroup(parent, limit_bytes)
     try:
-        limit = group / "memory.max"
-        if limit.exists():
-            (group / "memory.swap.max").write_text("0")
-        else:
-            limit = group / "memory.limit_in_bytes"
-        limit.write_text(str(limit_bytes))
-        yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh")
+        yield group
+        assert group.killed() in (0, None)
     finally:
-        group.rmdir()
+        group.directory.rmdir()
 
 
 @contextlib.contextmanager
@@ -103,6 +148,7 @@ def test_a_budget_is_kept_and_changes_no_token(pack):
         budget = int(size * share)
         if budget < least:
             assert refusal(pack, budget) - least < 4 * MIB
+            print(f"{share:.0%} of the pack, {budget} bytes: refused, at least {least} is needed")
             continue
         check_budget(pack, budget, expected)
     # What is resident at the start varies a little from run to run.
@@ -110,10 +156,15 @@ def test_a_budget_is_kept_and_changes_no_token(pack):
 
 
 def check_budget(pack, budget, expected):
-    with limited(budget) as prefix, serving(pack, budget, prefix) as server:
-        assert answers(server) == expected, f"budget {budget}"
-        peak = peak_bytes(server)
-        assert peak <= budget * 1.03, f"{peak / MIB:.1f} MiB resident of {budget / MIB:.1f}"
+    with limited(budget) as group:
+        with serving(pack, budget, group.prefix if group else ()) as server:
+            assert answers(server) == expected, f"budget {budget}"
+            peak = peak_bytes(server)
+            assert peak <= budget * 1.03, f"{peak / MIB:.1f} MiB resident of {budget / MIB:.1f}"
+            line = f"{budget / pack.stat().st_size:.0%} of the pack, {budget} bytes: {peak} resident"
+        if group:
+            line += f"; in the cgroup {group.peak_bytes()}, killed {group.killed()}"
+        print(line)
 
 
 def test_a_truncated_pack_fails_requests_with_its_name_and_the_daemon_lives(pack, tmp_path):
