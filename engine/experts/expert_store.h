@@ -6,8 +6,8 @@
 //   store->Collect(/*wait=*/true, &landed);   // landed[0].ticket == 7
 //
 // A store writes only the bytes handed to it in `destination`, from Submit until it reports the
-// ticket (or Cancel returns true): whoever owns the memory needs no lock, but must not reuse it in
-// between.
+// ticket, Cancel returns true or the store is gone: whoever owns the memory needs no lock, but must
+// neither reuse nor free it in between.
 //
 // Threads: all calls from one owner thread (the engine thread). Implementations do their I/O, their
 // retries and their checksums elsewhere.

@@ -499,9 +499,9 @@ TEST_CASE("A pack whose name was given to another file is served on, and said to
 
 TEST_CASE("A store can go away with reads queued and under way", "[pack_store]") {
   const Fixture fixture;
+  std::vector<Destination> destinations;  // outlive the store, which writes until it is gone
   const auto store = PackStore::Open(fixture.pack, {.io_uring = GENERATE(true, false)});
   REQUIRE(store);
-  std::vector<Destination> destinations;
   for (uint64_t i = 0; i < 60; ++i) {
     destinations.emplace_back(
         fixture, Read(i, {static_cast<int>(i % 2), static_cast<int>(i % 3)}, kUrgencyPredicted));
