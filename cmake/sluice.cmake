@@ -40,8 +40,9 @@ function(sluice_add_module name)
 endfunction()
 
 # sluice_add_test(NAME SOURCES a_test.cc ... DEPS module ... [LIBS external::lib ...])
-# Declares the executable test_NAME and registers it with ctest under the same name. Tests find their data
-# through the compile definition SLUICE_TEST_DATA (an absolute path to tests/data).
+# Declares the executable test_NAME, which the target unit_tests builds with all others, and registers it with ctest
+# under the same name. Tests find their data through the compile definition SLUICE_TEST_DATA (an absolute path to
+# tests/data).
 function(sluice_add_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LIBS" ${ARGN})
   list(TRANSFORM ARG_DEPS PREPEND sluice_)
@@ -49,6 +50,10 @@ function(sluice_add_test name)
   target_link_libraries(test_${name} PRIVATE sluice_options sluice_test_main ${ARG_DEPS} ${ARG_LIBS})
   target_compile_definitions(test_${name} PRIVATE SLUICE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data"
                                                   SLUICE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  if(NOT TARGET unit_tests)
+    add_custom_target(unit_tests)
+  endif()
+  add_dependencies(unit_tests test_${name})
   add_test(NAME ${name} COMMAND test_${name})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600)
 endfunction()
